@@ -1,0 +1,67 @@
+# Everything runs in .venv, which `make setup` builds from requirements.lock; the other targets build on it.
+PYTHON ?= python3
+TORCH := 2.13.0
+TORCH_INDEX ?=
+UV := 0.13.9
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := .venv/.stamp
+EXTRAS := cpu postgres demo dev
+# What a CUDA build of torch asks for; their own requirements (nvidia-*) go with them.
+CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-engines check bench lock clean
+
+help:  ## print this list
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: PYTHON=python3.12  TORCH_INDEX=URL (where torch is taken from)  ARGS="…" (passed on)'
+
+setup: $(STAMP)  ## build .venv with the locked versions and the seedproof command
+
+demo: $(STAMP)  ## run the whole thing: two providers, the proxy, the worker (ARGS=--once exits)
+	$(BIN)/seedproof demo $(ARGS)
+
+test: $(STAMP)  ## run the tests that need neither a GPU nor an inference engine
+	$(BIN)/pytest -m "not engine and not gpu" $(ARGS)
+
+test-engines: $(STAMP)  ## run the tests against real inference engines
+	$(BIN)/pytest -m engine $(ARGS)
+
+check: $(STAMP)  ## lint and check types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## run the benchmarks that need only a CPU
+	$(BIN)/python bench/verify_cpu.py $(ARGS)
+
+lock:  ## renew requirements.lock (ARGS=--upgrade takes the newest versions)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	$(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/python" -m pip install -qq uv==$(UV) && \
+	echo torch==$(TORCH) > "$$tmp/torch.txt" && printf '%s\n' $(CUDA) > "$$tmp/cuda.txt" && \
+	"$$tmp/venv/bin/uv" pip compile pyproject.toml --quiet --no-config --universal --python-version 3.10 \
+	    $(EXTRAS:%=--extra %) --constraints "$$tmp/torch.txt" --excludes "$$tmp/cuda.txt" --no-emit-package torch \
+	    --generate-hashes --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
+
+clean:  ## remove caches and build products (.venv stays)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || { \
+	    echo 'seedproof needs Python 3.10 to 3.13: name one, as in "make setup PYTHON=python3.12"' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch stands outside the lock, so that a CPU build is taken wherever one is offered. It goes first and everything
+# else goes without its dependencies, so that nothing asks for another torch.
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	@$(PIP) install -qq $(TORCH_INDEX:%=--index-url %) --no-deps torch==$(TORCH)+cpu 2>/dev/null || { \
+	    echo 'pip offers no build torch==$(TORCH)+cpu here: taking the default build, on Linux several GB of CUDA' \
+	         '(TORCH_INDEX=URL names an index with CPU builds)'; \
+	    $(PIP) install $(TORCH_INDEX:%=--index-url %) torch==$(TORCH); }
+	$(PIP) install -qq --require-hashes --no-deps -r requirements.lock
+	$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,65 @@
+"""The command line: joins the proxy's side and the verifier's, which do not know each other."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from proxy.errors import ConfigError, ProxyError
+from storage.commands import db
+from storage.errors import StorageError
+from verifier.commands import named_directories, verify_command, worker_command
+from verifier.demo_commands import demo_command, model_group
+from verifier.errors import InputError, VerifierError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="seedproof", prog_name="seedproof")
+def cli() -> None:
+    """Audit the provider behind an OpenAI-compatible API by replaying its seeded sampler."""
+
+
+@cli.command("serve")
+@click.option("--config", "path", type=click.Path(dir_okay=False), required=True, help="The TOML file.")
+@click.option("--with-worker", is_flag=True, help="Audit in this process too (one machine).")
+@click.option("--reference", "references", multiple=True, metavar="NAME=DIR", help="For --with-worker.")
+def serve_command(path: str, with_worker: bool, references: tuple[str, ...]) -> None:
+    """Run the auditing proxy until SIGINT or SIGTERM."""
+    from pathlib import Path
+
+    from proxy.commands import run_serve
+    from proxy.config import load_config
+
+    if not with_worker:
+        run_serve(Path(path))
+        return
+    from verifier.commands import run_worker
+
+    store, directories = load_config(Path(path)).store, named_directories(references)
+    run_serve(Path(path), alongside=lambda: run_worker(store, directories))
+
+
+cli.add_command(verify_command)
+cli.add_command(worker_command)
+cli.add_command(model_group)
+cli.add_command(demo_command)
+cli.add_command(db)
+
+
+def main() -> None:
+    """Entry point: an error of ours is one line and a non-zero exit, never a traceback."""
+    try:
+        cli()
+    except (ProxyError, StorageError, VerifierError) as error:
+        click.echo(f"seedproof: {error}", err=True)
+        sys.exit(2 if isinstance(error, (ConfigError, InputError)) else 1)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers", "numpy", "numba", "asyncpg", "openai"):
+            raise
+        click.echo(f"seedproof: {error.name} is not installed; run pip install 'seedproof[cpu,demo]'", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

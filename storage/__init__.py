@@ -1,0 +1,19 @@
+"""The one thing that the proxy and the verifier share: rows.
+
+=============  ===========================================  ==================================================
+table          one row is                                   written by
+=============  ===========================================  ==================================================
+exchanges      one request and its answer                   the proxy, once, and never changed
+jobs           one exchange that has to be audited          the proxy makes it, in the exchange's transaction;
+                                                            workers move it: todo -> leased -> done | failed
+audits         scores and verdict of one choice             workers, in the transaction that completes the job
+seedproof_version  the schema's revision                    `storage.schema`, when a database is opened
+=============  ===========================================  ==================================================
+
+`storage.database.open_database` is the door: it migrates the schema and gives transactions. `exchanges`,
+`jobs` and `audits` hold the statements; each of their functions takes the session of the caller's
+transaction, so that what belongs together commits together. Nothing here reads a clock: the time is an
+argument. Statements are the same on SQLite and on Postgres.
+
+storage imports neither proxy nor verifier.
+"""

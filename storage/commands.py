@@ -1,0 +1,70 @@
+"""`seedproof db`: the schema's commands. `seedproof.py` hangs the group into the command line."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import click
+
+from storage.errors import StorageError
+
+T = TypeVar("T")
+
+_url = click.argument("url", envvar="SEEDPROOF_STORE")
+
+
+@click.group()
+def db() -> None:
+    """Look after the audit database."""
+
+
+@db.command()
+@_url
+def upgrade(url: str) -> None:
+    """Make the tables at URL, or bring them up to date.
+
+    URL reads sqlite:///path/to/file.db or postgresql://user@host/database; SEEDPROOF_STORE may hold it.
+    `serve` and `worker` do this by themselves when they start.
+    """
+    _run(_upgrade(url))
+
+
+@db.command()
+@_url
+def status(url: str) -> None:
+    """Show the schema and the counts of rows at URL; changes nothing."""
+    _run(_status(url))
+
+
+async def _upgrade(url: str) -> None:
+    from storage.database import open_database
+
+    async with open_database(url) as database:
+        click.echo(f"{database.where}: schema {database.revision}, up to date")
+
+
+async def _status(url: str) -> None:
+    from sqlalchemy import func, select
+
+    from storage import jobs
+    from storage.database import open_database
+    from storage.models import Audit, Exchange
+
+    async with open_database(url, upgrade=False) as database, database.reading() as session:
+        exchanges = await session.scalar(select(func.count()).select_from(Exchange))
+        audits = await session.scalar(select(func.count()).select_from(Audit))
+        backlog = await jobs.pending(session)
+        click.echo(f"{database.where}: schema {database.revision}, up to date")
+        click.echo(f"exchanges  {exchanges}")
+        unfinished = f"{backlog.todo} todo, {backlog.leased} leased"
+        click.echo(f"jobs       {unfinished}, {backlog.done} done, {backlog.failed} failed")
+        click.echo(f"audits     {audits}")
+        if backlog.oldest is not None:
+            click.echo(f"oldest exchange without its audits: {backlog.oldest:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except StorageError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,156 @@
+"""The queue: which exchanges wait for an audit, and who works on them. `storage.models.JobState` draws it.
+
+A worker's round is: `claim` in one transaction; work, with a `heartbeat` now and then; `audits.add` and
+`complete` in one transaction, rolled back when `complete` says that the lease was lost. Nothing is locked
+while the worker works. Each function takes the time as `now`, aware.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, CursorResult, Update, func, literal, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage.models import Job, JobState
+
+# no Job objects live in these sessions that an UPDATE would have to refresh
+_AS_IS = {"synchronize_session": False}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job on lease. `attempts` counts this claim: a worker gives up (`fail`) when it exceeds its limit."""
+
+    job_id: int
+    exchange_id: str
+    reference: str
+    lease_token: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Jobs by state. `oldest` is when the oldest unfinished one's exchange came, None when none is left."""
+
+    todo: int
+    leased: int
+    done: int
+    failed: int
+    oldest: datetime | None
+
+
+def new_job(exchange_id: str, reference: str, created_at: datetime) -> dict[str, Any]:
+    """The row of a job that nobody has claimed yet."""
+    return {
+        "exchange_id": exchange_id,
+        "reference": reference,
+        "state": JobState.TODO,
+        "created_at": created_at,
+        "run_at": created_at,
+        "attempts": 0,
+        "lease_token": 0,
+    }
+
+
+async def claim(
+    session: AsyncSession,
+    *,
+    worker: str,
+    limit: int,
+    lease: timedelta,
+    now: datetime,
+    reference: str | None = None,
+) -> list[Claim]:
+    """todo -> leased, for up to `limit` due jobs (of `reference`, where given), the longest due first.
+
+    One statement; workers that claim at the same moment get different jobs and do not wait for each other.
+    """
+    due = select(Job.id).where(_in_state(JobState.TODO), Job.run_at <= now)
+    if reference is not None:
+        due = due.where(Job.reference == reference)
+    # in a CTE, since Postgres may run a subquery of WHERE more than once and then lease more than the limit
+    chosen = due.order_by(Job.run_at, Job.id).limit(limit).with_for_update(skip_locked=True).cte("chosen")
+    statement = (
+        update(Job)
+        .where(Job.id.in_(select(chosen.c.id)))
+        .values(
+            state=JobState.LEASED,
+            worker=worker,
+            lease_until=now + lease,
+            lease_token=Job.lease_token + 1,
+            attempts=Job.attempts + 1,
+        )
+        .returning(Job.id, Job.exchange_id, Job.reference, Job.lease_token, Job.attempts)
+    )
+    rows = (await session.execute(statement, execution_options=_AS_IS)).all()
+    return sorted((Claim(*row) for row in rows), key=lambda claim: claim.job_id)
+
+
+async def complete(session: AsyncSession, claim: Claim) -> bool:
+    """leased -> done. False when the lease was lost: the caller must roll its audits back."""
+    return await _end_lease(session, claim, state=JobState.DONE, reason=None)
+
+
+async def retry(session: AsyncSession, claim: Claim, *, at: datetime, reason: str) -> bool:
+    """leased -> todo, not to be claimed before `at`. False when the lease was lost."""
+    return await _end_lease(session, claim, state=JobState.TODO, reason=reason, run_at=at)
+
+
+async def fail(session: AsyncSession, claim: Claim, *, reason: str) -> bool:
+    """leased -> failed, for good. False when the lease was lost."""
+    return await _end_lease(session, claim, state=JobState.FAILED, reason=reason)
+
+
+async def heartbeat(
+    session: AsyncSession, claims: Sequence[Claim], *, lease: timedelta, now: datetime
+) -> list[Claim]:
+    """Extends the leases to `now + lease`; returns the claims still held. Work on the others is lost."""
+    if not claims:
+        return []
+    held = tuple_(Job.id, Job.lease_token).in_([(claim.job_id, claim.lease_token) for claim in claims])
+    statement = update(Job).where(held, _in_state(JobState.LEASED)).values(lease_until=now + lease)
+    kept = set(await session.scalars(statement.returning(Job.id), execution_options=_AS_IS))
+    return [claim for claim in claims if claim.job_id in kept]
+
+
+async def release_stalled(session: AsyncSession, *, now: datetime) -> int:
+    """leased -> todo, for every lease that ran out (its worker died or hangs); returns how many.
+
+    The attempt stays counted, so that a job which kills its workers reaches their limit too.
+    """
+    statement = update(Job).where(_in_state(JobState.LEASED), Job.lease_until < now)
+    values = {**_released(JobState.TODO), "run_at": now, "reason": "the worker's lease ran out"}
+    return await _changed(session, statement.values(values))
+
+
+async def pending(session: AsyncSession) -> Backlog:
+    """How many jobs are in each state, and since when the oldest unfinished one waits."""
+    rows = await session.execute(select(Job.state, func.count()).group_by(Job.state))
+    counts = {state.value: count for state, count in rows}
+    unfinished = _in_state(JobState.TODO) | _in_state(JobState.LEASED)
+    oldest = await session.scalar(select(func.min(Job.created_at)).where(unfinished))
+    return Backlog(**{state.value: counts.get(state.value, 0) for state in JobState}, oldest=oldest)
+
+
+def _in_state(state: JobState) -> ColumnElement[bool]:
+    # literal, not bound: a planner uses a partial index only where it can see the condition
+    return Job.state == literal(state, Job.state.type, literal_execute=True)
+
+
+def _released(state: JobState) -> dict[str, Any]:
+    return {"state": state, "worker": None, "lease_until": None}
+
+
+async def _end_lease(session: AsyncSession, claim: Claim, *, state: JobState, **values: Any) -> bool:
+    held = update(Job).where(
+        Job.id == claim.job_id, Job.lease_token == claim.lease_token, _in_state(JobState.LEASED)
+    )
+    return await _changed(session, held.values({**_released(state), **values})) == 1
+
+
+async def _changed(session: AsyncSession, statement: Update) -> int:
+    result = await session.execute(statement, execution_options=_AS_IS)
+    assert isinstance(result, CursorResult)
+    return result.rowcount

@@ -1,0 +1,229 @@
+"""The tables. Column names are plain, since people query them by hand (README, "Queries")."""
+
+import enum
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from storage.columns import StrangersText, UtcDateTime
+
+
+class Outcome(str, enum.Enum):
+    """How an exchange ended, seen from the proxy."""
+
+    COMPLETE = "complete"
+    """The provider answered and the client received all of it."""
+    CLIENT_LEFT = "client_left"
+    """The client closed the connection before the answer's end; what had come is recorded."""
+    UPSTREAM_FAILED = "upstream_failed"
+    """The provider could not be reached, or its connection broke."""
+    UPSTREAM_ERROR = "upstream_error"
+    """The provider answered with an error status or an error event."""
+    MALFORMED = "malformed"
+    """The provider's answer is not what the protocol says; the client got it untouched."""
+    TRUNCATED = "truncated"
+    """The record stopped at its size limit; the client got everything."""
+
+
+class JobState(str, enum.Enum):
+    """Where a job stands. Only the functions of `storage.jobs` move it, each by one statement.
+
+    ::
+
+        (new) ──record──► todo ──claim──► leased ──complete──► done
+                           ▲                │ │
+                           └─retry──────────┘ └──fail──► failed
+                             release_stalled
+    """
+
+    TODO = "todo"
+    """Waits for a worker, from `run_at` on."""
+    LEASED = "leased"
+    """A worker has it until `lease_until`; only the holder of `lease_token` may end it."""
+    DONE = "done"
+    """Every choice has its audit. Final."""
+    FAILED = "failed"
+    """Given up; `reason` says why. Final."""
+
+
+class VerdictStatus(str, enum.Enum):
+    """What became of one choice's audit."""
+
+    VERIFIED = "verified"
+    """Scored: the numbers count."""
+    UNSUPPORTED = "unsupported"
+    """Cannot be judged, for the stated reason; says nothing against the provider."""
+    FAILED = "failed"
+    """The audit itself broke, for the stated reason; says nothing against the provider."""
+
+
+class TokenSource(str, enum.Enum):
+    """Where the audited output token ids came from."""
+
+    GIVEN = "given"
+    """The provider sent them, and they decode to the text."""
+    LOGPROBS = "logprobs"
+    """Read from the bytes of the answer's logprob entries."""
+    RETOKENIZED = "retokenized"
+    """The text, encoded again."""
+
+
+def _values(members: type[enum.Enum]) -> list[str]:
+    return [member.value for member in members]
+
+
+def _choice(members: type[enum.Enum], name: str, *, constrained: bool = True) -> Enum:
+    """Text in the database (with a CHECK where `constrained`), the enum's member in Python."""
+    return Enum(
+        members,
+        name=name,
+        native_enum=False,
+        length=32,
+        values_callable=_values,
+        create_constraint=constrained,
+    )
+
+
+def _partial(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it from the class)
+        float: Double,
+        str: StrangersText,
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,  # not JSONB: it refuses \u0000, which a provider may send
+        bytes: LargeBinary,
+    }
+
+
+class Exchange(Base):
+    """One request and its answer, as `storage.exchanges.NewExchange` describes them. Never changed."""
+
+    __tablename__ = "exchanges"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    upstream: Mapped[str]
+    endpoint: Mapped[str]
+    model: Mapped[str]
+    streamed: Mapped[bool]
+    status: Mapped[int]
+    # no CHECK: adding an outcome would have to rewrite the largest table
+    outcome: Mapped[Outcome] = mapped_column(_choice(Outcome, "outcome", constrained=False))
+    first_byte_seconds: Mapped[float | None]
+    total_seconds: Mapped[float]
+    audit: Mapped[bool]
+    unaudited_reason: Mapped[str | None]
+    reference: Mapped[str | None]
+    sampler: Mapped[str | None]
+    # the long columns come last: SQLite reads a row from its start
+    request: Mapped[dict[str, Any]]
+    forced: Mapped[dict[str, Any]]
+    overridden: Mapped[dict[str, Any]]
+    response: Mapped[dict[str, Any]]
+
+    __table_args__ = (
+        CheckConstraint("audit = (unaudited_reason IS NULL)", name="audited_or_reason"),
+        CheckConstraint("reference IS NOT NULL OR NOT audit", name="audited_against_reference"),
+        Index("ix_exchanges_created_at", "created_at"),
+    )
+
+
+class Job(Base):
+    """One exchange that has to be audited. Narrow, since its rows are rewritten at every step."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    exchange_id: Mapped[str] = mapped_column(ForeignKey("exchanges.id", ondelete="CASCADE"), unique=True)
+    reference: Mapped[str]
+    """The trusted model that the worker must have loaded."""
+    state: Mapped[JobState] = mapped_column(_choice(JobState, "state"))
+    created_at: Mapped[datetime]
+    """The exchange's: how old the backlog is."""
+    run_at: Mapped[datetime]
+    """Not to be claimed before."""
+    attempts: Mapped[int]
+    """Claims so far that are charged to the job."""
+    lease_token: Mapped[int]
+    """Grows with every claim and is never set back: fences off a worker whose lease another one took over."""
+    lease_until: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    reason: Mapped[str | None]
+    """Why the last attempt did not end the job, or why the job failed."""
+
+    __table_args__ = (
+        CheckConstraint("(state = 'leased') = (lease_until IS NOT NULL)", name="lease_has_end"),
+        CheckConstraint("(state = 'leased') = (worker IS NOT NULL)", name="lease_has_worker"),
+        CheckConstraint("state <> 'failed' OR reason IS NOT NULL", name="failure_has_reason"),
+        # partial, so that finished jobs do not weigh on the search for the next one
+        Index("ix_jobs_due", "run_at", "id", **_partial("state = 'todo'")),
+        Index("ix_jobs_due_by_reference", "reference", "run_at", "id", **_partial("state = 'todo'")),
+        Index("ix_jobs_leased", "lease_until", **_partial("state = 'leased'")),
+    )
+
+
+class Audit(Base):
+    """Scores and verdict of one choice, as `storage.audits.NewAudit` describes them.
+
+    No foreign key to exchanges: retention may delete prompts and answers and keep the numbers.
+    """
+
+    __tablename__ = "audits"
+
+    exchange_id: Mapped[str] = mapped_column(primary_key=True)
+    choice_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime]
+    upstream: Mapped[str]
+    model: Mapped[str]
+    reference: Mapped[str]
+    sampler: Mapped[str | None]
+    verdict_status: Mapped[VerdictStatus] = mapped_column(_choice(VerdictStatus, "verdict_status"))
+    reason: Mapped[str | None]
+    token_source: Mapped[TokenSource | None] = mapped_column(_choice(TokenSource, "token_source"))
+    tokens: Mapped[int]
+    exact_matches: Mapped[int]
+    outside_support: Mapped[int]
+    ambiguous_tokens: Mapped[int]
+    exact_match_rate: Mapped[float | None]
+    mean_margin: Mapped[float | None]
+    clipped_margin: Mapped[float | None]
+    cross_entropy: Mapped[float | None]
+    mean_logit_rank: Mapped[float | None]
+    mean_gumbel_rank: Mapped[float | None]
+    notes: Mapped[dict[str, Any]]
+    scores: Mapped[bytes | None]
+
+    __table_args__ = (
+        CheckConstraint("choice_index >= 0", name="choice_index_counts"),
+        CheckConstraint("exact_matches BETWEEN 0 AND tokens", name="exact_matches_within_tokens"),
+        CheckConstraint("outside_support BETWEEN 0 AND tokens", name="outside_support_within_tokens"),
+        CheckConstraint("ambiguous_tokens BETWEEN 0 AND tokens", name="ambiguous_within_tokens"),
+        CheckConstraint("verdict_status = 'verified' OR reason IS NOT NULL", name="unverified_has_reason"),
+        Index("ix_audits_upstream_created_at", "upstream", "created_at"),
+        Index("ix_audits_created_at", "created_at"),
+    )

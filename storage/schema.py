@@ -1,0 +1,115 @@
+"""The schema's revision: found, compared with the code's, brought up to date by Alembic
+(`storage/migrations`).
+
+Any number of processes may open a fresh database at the same moment. One migrates, inside one transaction
+that holds the write lock (SQLite) or an advisory lock (Postgres); the others wait and then find the work
+done.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from storage.errors import SchemaForeign, SchemaMissing, SchemaOutdated, SchemaTooNew
+from storage.models import Base
+
+VERSION_TABLE = "seedproof_version"
+"""Not Alembic's default name, which another program in the same Postgres database may use."""
+# any constant of our own: the first eight bytes of SHA-256("seedproof schema") as a signed integer
+_ADVISORY_LOCK = 0x63C7997B61354B1C
+# Alembic keeps its context in module globals, so that one process migrates one database at a time. A thread's
+# lock, not an asyncio one: event loops in several threads share those globals.
+_alembic_in_use = threading.Lock()
+
+
+async def ensure_schema(reader: AsyncEngine, migrator: AsyncEngine, *, upgrade: bool, where: str) -> str:
+    """Leaves the database at the code's revision and returns it, or raises a SchemaError.
+
+    With `upgrade` false nothing is written: SchemaMissing and SchemaOutdated say what an upgrade would mend.
+    """
+    async with reader.connect() as connection:
+        current = await connection.run_sync(_revision)
+    known = _known_revisions()
+    if current == known[0]:
+        return current
+    _refuse_newer(current, known, where)
+    if not upgrade:
+        raise needs_upgrade(current, known[0], where)
+    async with _one_at_a_time(), migrator.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        await connection.run_sync(_upgrade, known, where)
+    return known[0]
+
+
+def _upgrade(connection: Connection, known: list[str], where: str) -> None:
+    current = _revision(connection)
+    if current == known[0]:
+        return
+    _refuse_newer(current, known, where)
+    if current is None:
+        _refuse_foreign(connection, where)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def _known_revisions() -> list[str]:
+    """Every revision of this code, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
+def _revision(connection: Connection) -> str | None:
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()
+
+
+def needs_upgrade(current: str | None, newest: str, where: str) -> SchemaMissing | SchemaOutdated:
+    """The error for a database at a revision, or none at all, that an upgrade would mend."""
+    if current is None:
+        return SchemaMissing(f"{where} holds no seedproof tables yet: run `seedproof db upgrade`")
+    return SchemaOutdated(
+        f"{where} has schema {current} and this seedproof works with {newest}: run `seedproof db upgrade`"
+    )
+
+
+def _refuse_newer(current: str | None, known: list[str], where: str) -> None:
+    if current is not None and current not in known:
+        raise SchemaTooNew(
+            f"{where} has schema {current}, which is newer than this seedproof knows ({known[0]}): "
+            "upgrade seedproof, or name another database"
+        )
+
+
+def _refuse_foreign(connection: Connection, where: str) -> None:
+    taken = sorted(set(inspect(connection).get_table_names()) & set(Base.metadata.tables))
+    if taken:
+        raise SchemaForeign(
+            f"{where} already holds tables that seedproof did not make ({', '.join(taken)}): "
+            "give seedproof a database of its own"
+        )
+
+
+@asynccontextmanager
+async def _one_at_a_time() -> AsyncIterator[None]:
+    while not _alembic_in_use.acquire(blocking=False):  # noqa: ASYNC110 (an Event belongs to one loop)
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        _alembic_in_use.release()

@@ -1,0 +1,52 @@
+"""Databases for tests: `sqlite_url`, `postgres_url`, and `database_url`, which is each of them in turn."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from databases import NO_POSTGRES, find_postgres, running_postgres
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Path]:
+    """The socket directory of a running server; tests that need it are skipped where there is none."""
+    pytest.importorskip("asyncpg", reason="asyncpg is not installed: pip install 'seedproof[postgres]'")
+    binaries = find_postgres()
+    if binaries is None:
+        pytest.skip(NO_POSTGRES)
+    with running_postgres(binaries) as socket_directory:
+        yield socket_directory
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The address of a database that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'audit.db'}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Path) -> str:
+    """The address of a new, empty database."""
+    name = f"test{next(_numbers)}"
+    asyncio.run(_create_database(postgres_server, name))
+    return f"postgresql://postgres@/{name}?host={postgres_server}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh database of each kind."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+async def _create_database(socket_directory: Path, name: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(host=str(socket_directory), user="postgres", database="postgres")
+    try:
+        await connection.execute(f'CREATE DATABASE "{name}"')
+    finally:
+        await connection.close()

@@ -1,0 +1,94 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import policy
+from proxy.protocol import ChatRequest
+from proxy.upstreams import ForcedSampling, Model, Upstream
+
+SECRET = b"a secret for tests"
+MESSAGES = [{"role": "user", "content": "hi"}]
+MODEL = Model(name="m", reference="r", sampler="greedy", sampling=ForcedSampling(temperature=0.5, top_p=0.9))
+VLLM = Upstream(name="u", base_url="http://h/v1", kind="vllm", audit_rate=1.0, models={"m": MODEL})
+
+
+def decide(body=None, upstream=VLLM, model=MODEL, exchange_id="id"):
+    body = {"model": "m", "messages": MESSAGES, **(body or {})}
+    request = ChatRequest(body=body, model="m", stream=False, n=body.get("n") or 1)
+    return policy.decide(request, upstream, model, exchange_id=exchange_id, secret=SECRET)
+
+
+def test_vllm_gets_every_value_that_its_generation_config_could_fill():
+    changes = dict(decide({"min_p": 0.1}).changes)
+    assert 0 <= changes.pop("seed") < 2**31
+    assert changes == {
+        "temperature": 0.5, "top_p": 0.9, "top_k": -1, "repetition_penalty": 1.0, "return_token_ids": True,
+    }
+
+
+def test_openai_gets_only_fields_it_knows():
+    openai = dataclasses.replace(VLLM, kind="openai")
+    assert set(decide(upstream=openai).changes) == {"seed", "temperature", "top_p"}
+
+
+def test_header_names_what_was_forced_but_not_the_seed():
+    decision = decide()
+    assert decision.header() == (
+        "seed, temperature=0.5, top_p=0.9, top_k=-1, min_p=0.0, repetition_penalty=1.0, return_token_ids=true"
+    )
+
+
+def test_forced_is_the_whole_effective_sampling():
+    decision = decide({"n": 2, "max_tokens": 9, "max_completion_tokens": 8, "stop": ["x"], "top_k": 5, "seed": 1})
+    forced = dict(decision.forced)
+    assert forced.pop("seed") == decision.changes["seed"]
+    assert forced == {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.0, "repetition_penalty": 1.0, "n": 2,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tokens": 8, "stop": ["x"],
+    }
+    assert decision.overridden == {"seed": 1}
+
+
+def test_without_a_model_nothing_is_forced():
+    decision = decide({"temperature": 3}, model=None)
+    assert (decision.changes, decision.audit, decision.unaudited_reason) == ({}, False, "model_not_configured")
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    ({"response_format": {"type": "json_object"}}, "structured_output"),
+    ({"response_format": {"type": "text"}}, None),
+    ({"tool_choice": "required"}, "forced_tool_choice"),
+    ({"tool_choice": "auto", "tools": [{}]}, None),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "multimodal_content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, None),
+    ({"guided_json": {"type": "object"}}, "structured_output"), ({"use_beam_search": True}, "beam_search"),
+])
+def test_what_no_contract_replays_is_not_audited(body, reason):
+    decision = decide(body)
+    assert (decision.unaudited_reason, decision.audit) == (reason, reason is None)
+
+
+@given(st.text(max_size=40), st.binary(min_size=16, max_size=40))
+def test_seed_is_a_function_of_secret_and_id(exchange_id, secret):
+    seed = policy.seed(exchange_id, secret)
+    assert 0 <= seed < 2**31
+    assert seed == policy.seed(exchange_id, secret)
+    assert seed != policy.seed(exchange_id + "x", secret) or seed != policy.seed(exchange_id, secret + b"x")
+
+
+def test_rate_is_met_and_does_not_depend_on_the_seed():
+    ids = [str(number) for number in range(20_000)]
+    chosen = [name for name in ids if policy.selected(name, SECRET, 0.25)]
+    assert 0.235 < len(chosen) / len(ids) < 0.265
+    odd = sum(policy.seed(name, SECRET) % 2 for name in chosen)
+    assert 0.46 < odd / len(chosen) < 0.54
+    assert all(policy.selected(name, SECRET, 1.0) for name in ids)
+    assert not any(policy.selected(name, SECRET, 0.0) for name in ids)
+
+
+def test_what_is_sent_does_not_tell_whether_it_is_audited():
+    never = dataclasses.replace(VLLM, audit_rate=0.0)
+    assert decide().changes == decide(upstream=never).changes
+    assert decide(upstream=never).unaudited_reason == "not_selected"

@@ -1,0 +1,126 @@
+"""Which tokens the sampler may draw: top-k, top-p and min-p as a threshold on each row of logits.
+
+vLLM masks in this order: min_p, top_k, top_p, each on what the last one left (vllm/v1/sample/sampler.py and
+ops/topk_topp_sampler.py 0.8.5 … 0.33). Its sorting path keeps every tie at the k-th logit, and drops the ascending
+prefix whose cumulative probability is ≤ 1 − p; so the support of a row is always "logit ≥ cut".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from verifier.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Support:
+    """Of each row: the lowest logit that may be drawn, and log Σ exp(logit/T) over those that may."""
+
+    cuts: NDArray[np.float32]
+    log_mass: NDArray[np.float64]
+
+
+def support(logits: NDArray[np.float32], log_mass: NDArray[np.float64], params: SamplingParams) -> Support:
+    """Support of logits [R, V] under `params`; `log_mass` [R] is log Σ exp(logit/T) over the whole row."""
+    width = logits.shape[1]
+    top_k = params.top_k if 0 < params.top_k < width else 0
+    if params.is_greedy or (not top_k and params.top_p >= 1.0 and params.min_p <= 0.0):
+        return Support(np.full(len(logits), -np.inf, np.float32), log_mass)
+    cuts, masses = np.empty(len(logits), np.float32), np.empty(len(logits))
+    _supports(logits, params.temperature, top_k, params.top_p, params.min_p, log_mass, cuts, masses)
+    return Support(cuts, masses)
+
+
+_compiled: Any = njit(nogil=True, error_model="numpy")
+
+
+@_compiled
+def _kth_largest(z, k):
+    """The k-th largest value by a heap of the k largest seen: far fewer writes than a partition of the row."""
+    heap = np.sort(z[:k])
+    for i in range(k, z.size):
+        x = z[i]
+        if x <= heap[0]:
+            continue
+        hole = 0
+        while True:
+            child = 2 * hole + 1
+            if child >= k:
+                break
+            if child + 1 < k and heap[child + 1] < heap[child]:
+                child += 1
+            if heap[child] >= x:
+                break
+            heap[hole] = heap[child]
+            hole = child
+        heap[hole] = x
+    return heap[0]
+
+
+@_compiled
+def _at_least(z, cut):
+    """Values ≥ cut, largest first."""
+    kept = np.empty(z.size, np.float32)
+    n = 0
+    for x in z:
+        if x >= cut:
+            kept[n] = x
+            n += 1
+    return np.sort(kept[:n])[::-1]
+
+
+@_compiled
+def _mass(values, peak, temperature):
+    total = 0.0
+    for x in values:
+        total += np.exp((np.float64(x) - peak) / temperature)
+    return total
+
+
+@_compiled
+def _nucleus(kept, peak, temperature, wanted):
+    """Length of the shortest prefix of `kept` whose mass reaches `wanted`, or 0 if it never does."""
+    total = 0.0
+    for i in range(kept.size):
+        total += np.exp((np.float64(kept[i]) - peak) / temperature)
+        if total >= wanted:
+            return i + 1
+    return 0
+
+
+@_compiled
+def _support(z, temperature, top_k, top_p, min_p, log_mass):
+    peak = np.float64(z.max())
+    cut = np.float32(-np.inf)
+    if min_p > 0.0:
+        cut = np.float32(peak + temperature * np.log(min_p))
+    if top_k > 0:
+        cut = max(cut, _kth_largest(z, top_k))
+    narrowed = cut > -np.inf
+    kept = _at_least(z, cut if narrowed else np.float32(peak - 8.0 * temperature))
+    total = _mass(kept, peak, temperature) if narrowed else np.exp(log_mass - peak / temperature)
+    if top_p < 1.0:
+        wanted = top_p * total
+        n = _nucleus(kept, peak, temperature, wanted)
+        if n == 0 and not narrowed:
+            # A flat row: eight temperatures below the peak do not hold a mass of p.
+            kept = _at_least(z, np.float32(-np.inf))
+            n = _nucleus(kept, peak, temperature, wanted)
+        n = n if n > 0 else kept.size
+        cut = kept[n - 1]
+        # Ties at the edge share its fate only as far as the sort keeps them apart; keeping all is the wider support.
+        while n < kept.size and kept[n] == cut:
+            n += 1
+        total = _mass(kept[:n], peak, temperature)
+    return cut, peak / temperature + np.log(total)
+
+
+@_compiled
+def _supports(z, temperature, top_k, top_p, min_p, log_mass, cuts, masses):
+    for r in range(z.shape[0]):
+        cuts[r], masses[r] = _support(z[r], temperature, top_k, top_p, min_p, log_mass[r])

@@ -1,0 +1,129 @@
+"""From logits to scores: what a faithful sampler must have drawn, and how far the claimed token is from it.
+
+Scores of one token (paper: Token-DiFR, arXiv 2511.20621 §4.2), with z the reference's logits, g the contract's noise:
+    exact_match    claimed = argmax over the support of z/T + g
+    margin         T · (max over the support of (z/T + g) − (z/T + g)[claimed]), in logit units; ∞ outside the support
+    prob           probability of the claimed token under the filtered distribution
+    logprob        its log-probability under the tempered, unfiltered distribution (seed-free)
+    entropy        of that distribution, in nats: what −logprob is expected to be
+    logit_rank     how many logits are larger; gumbel_rank: how many noised scores in the support are; 0 is best
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from verifier.filters import Support, support
+from verifier.samplers.contract import SamplerContract
+from verifier.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Scores of n tokens, as arrays of length n."""
+
+    token_ids: NDArray[np.int64]
+    predicted_ids: NDArray[np.int64]
+    prob: NDArray[np.float32]
+    logprob: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    margin: NDArray[np.float32]
+    logit_rank: NDArray[np.int32]
+    gumbel_rank: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, rows: slice | NDArray[np.bool_]) -> TokenScores:
+        return TokenScores(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @property
+    def exact_match(self) -> NDArray[np.bool_]:
+        same: NDArray[np.bool_] = self.token_ids == self.predicted_ids
+        return same
+
+    @property
+    def inside_support(self) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = np.isfinite(self.margin)
+        return inside
+
+    @classmethod
+    def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """One TokenScores of all parts, in order."""
+        if not parts:
+            return cls.empty()
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    @classmethod
+    def empty(cls) -> TokenScores:
+        whole, real, rank = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int32)
+        return cls(whole, whole, real, real, real, real, rank, real)
+
+
+def clamp_temperature(params: SamplingParams, lowest: float) -> SamplingParams:
+    """Raise a sampling temperature to the engine's lowest one (vLLM: 0.01), as the engine does itself."""
+    if params.is_greedy or params.temperature >= lowest:
+        return params
+    return replace(params, temperature=lowest)
+
+
+def score(
+    logits: torch.Tensor,
+    token_ids: NDArray[np.int64],
+    *,
+    seed: int,
+    positions: NDArray[np.int64],
+    params: SamplingParams,
+    contract: SamplerContract,
+) -> TokenScores:
+    """Scores of claimed tokens [R] given their rows of processed logits [R, V], float32, on the CPU.
+
+    The logits have had penalties and biases applied, but not the temperature.
+    """
+    params = clamp_temperature(params, contract.lowest_temperature)
+    temperature = 1.0 if params.is_greedy else params.temperature
+    rows = logits.numpy()
+    log_mass, entropy = _log_mass_and_entropy(logits, temperature)
+    own = rows[np.arange(len(rows)), token_ids]
+    logit_rank = (rows > own[:, None]).sum(1, dtype=np.int32)
+    logprob = (own / temperature - log_mass).astype(np.float32)
+    if params.is_greedy:
+        winners = rows.argmax(1)
+        margin = rows[np.arange(len(rows)), winners] - own
+        prob = (winners == token_ids).astype(np.float32)
+        return TokenScores(
+            token_ids, winners, prob, logprob, entropy, margin, logit_rank, logit_rank.astype(np.float32)
+        )
+    kept = support(rows, log_mass, params)
+    heats = np.full(len(rows), temperature)
+    seeds = np.full(len(rows), seed, np.int64)
+    race = contract.race(rows, kept.cuts, heats, token_ids, seeds, positions)
+    return TokenScores(
+        token_ids=token_ids,
+        predicted_ids=race.winners,
+        prob=_filtered_prob(own, kept, temperature),
+        logprob=logprob,
+        entropy=entropy,
+        margin=(temperature * race.leads).astype(np.float32),
+        logit_rank=logit_rank,
+        gumbel_rank=np.where(np.isfinite(race.leads), race.ahead, np.inf).astype(np.float32),
+    )
+
+
+def _log_mass_and_entropy(
+    logits: torch.Tensor, temperature: float
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """log Σ exp(z/T) and entropy of softmax(z/T), per row."""
+    tempered = logits if temperature == 1.0 else logits / temperature
+    log_mass = torch.logsumexp(tempered, 1)
+    mean = torch.einsum("rv,rv->r", torch.softmax(tempered, 1), tempered)
+    return log_mass.numpy().astype(np.float64), (log_mass - mean).numpy()
+
+
+def _filtered_prob(own: NDArray[np.float32], kept: Support, temperature: float) -> NDArray[np.float32]:
+    return np.where(own >= kept.cuts, np.exp(own / temperature - kept.log_mass), 0.0).astype(np.float32)

@@ -1,0 +1,129 @@
+"""The worker: claim, audit, commit. Any number of them share one queue; a lost lease undoes only its own work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta, timezone
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage import audits, exchanges, jobs
+from storage.audits import NewAudit
+from storage.database import Database
+from storage.jobs import Claim
+from storage.models import Exchange
+from verifier.audit import TrustedModel, audit_exchanges
+from verifier.errors import VerifierError
+
+logger = logging.getLogger("seedproof.worker")
+
+LEASE = timedelta(minutes=5)
+MAX_ATTEMPTS = 5
+FIRST_RETRY = timedelta(seconds=5)
+IDLE_SECONDS = 0.5
+
+Results = dict[str, list[NewAudit] | Exception]
+
+
+class Worker:
+    """Audits what the queue holds, a batch of one reference at a time.
+
+    Args:
+        database: open database that the proxy records into.
+        load: gives the trusted model of a reference's name; called in a thread, once per name.
+        name: shown in the jobs table.
+        batch: jobs per claim.
+    """
+
+    def __init__(
+        self, database: Database, load: Callable[[str], TrustedModel], *, name: str, batch: int = 8
+    ) -> None:
+        self._database, self._load, self._name, self._batch = database, load, name, batch
+        self._models: dict[str, TrustedModel] = {}
+
+    async def run(self, *, until_empty: bool = False) -> None:
+        """Work until cancelled, or until no job is left to claim."""
+        while True:
+            if await self.step():
+                continue
+            if until_empty:
+                return
+            await asyncio.sleep(IDLE_SECONDS)
+
+    async def step(self) -> int:
+        """Claim and finish one batch; returns how many jobs it held."""
+        async with self._database.writing() as session:
+            await jobs.release_stalled(session, now=_now())
+            claims = await jobs.claim(session, worker=self._name, limit=self._batch, lease=LEASE, now=_now())
+        if not claims:
+            return 0
+        async with self._database.reading() as session:
+            found = await exchanges.get(session, [claim.exchange_id for claim in claims])
+        for reference in sorted({claim.reference for claim in claims}):
+            batch = [claim for claim in claims if claim.reference == reference]
+            async with self._kept_alive(batch):
+                results = await asyncio.to_thread(self._audit, reference, [found[c.exchange_id] for c in batch])
+            await self._finish(batch, results)
+        return len(claims)
+
+    def _audit(self, reference: str, batch: Sequence[Exchange]) -> Results:
+        """Audits by exchange id; an exchange that breaks the batch gets its own exception, the rest their audits."""
+        try:
+            model = self._model(reference)
+            return dict(audit_exchanges(batch, model, now=_now()))
+        except Exception as error:
+            if len(batch) == 1:
+                logger.warning("audit of %s failed: %s", batch[0].id, error)
+                return {batch[0].id: error}
+            if isinstance(error, VerifierError) and reference not in self._models:
+                return {exchange.id: error for exchange in batch}
+        results: Results = {}
+        for exchange in batch:
+            results.update(self._audit(reference, [exchange]))
+        return results
+
+    def _model(self, reference: str) -> TrustedModel:
+        if reference not in self._models:
+            self._models[reference] = self._load(reference)
+        return self._models[reference]
+
+    async def _finish(self, batch: Sequence[Claim], results: Results) -> None:
+        for claim in batch:
+            outcome = results[claim.exchange_id]
+            async with self._database.writing() as session:
+                if isinstance(outcome, Exception):
+                    await _put_back(session, claim, outcome)
+                elif await jobs.complete(session, claim):
+                    await audits.add(session, outcome)
+
+    @contextlib.asynccontextmanager
+    async def _kept_alive(self, claims: Sequence[Claim]) -> AsyncIterator[None]:
+        beating = asyncio.create_task(self._beat(claims))
+        try:
+            yield
+        finally:
+            beating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beating
+
+    async def _beat(self, claims: Sequence[Claim]) -> None:
+        while True:
+            await asyncio.sleep(LEASE.total_seconds() / 3)
+            async with self._database.writing() as session:
+                await jobs.heartbeat(session, claims, lease=LEASE, now=_now())
+
+
+async def _put_back(session: AsyncSession, claim: Claim, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}"[:500]
+    if claim.attempts >= MAX_ATTEMPTS:
+        await jobs.fail(session, claim, reason=reason)
+        return
+    wait = FIRST_RETRY * 2 ** (claim.attempts - 1)
+    await jobs.retry(session, claim, at=_now() + wait, reason=reason)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
