@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from verifier.filters import Support, support
 from verifier.samplers.contract import SamplerContract
+from verifier.samplers.greedy import GREEDY
 from verifier.sampling_params import SamplingParams
 
 
@@ -66,7 +66,7 @@ class TokenScores:
 
 
 def clamp_temperature(params: SamplingParams, lowest: float) -> SamplingParams:
-    """Raise a sampling temperature to the engine's lowest one (vLLM: 0.01), as the engine does itself."""
+    """Raise a sampling temperature to the engine's lowest one, as the engine does itself."""
     if params.is_greedy or params.temperature >= lowest:
         return params
     return replace(params, temperature=lowest)
@@ -86,32 +86,21 @@ def score(
     The logits have had penalties and biases applied, but not the temperature.
     """
     params = clamp_temperature(params, contract.lowest_temperature)
-    temperature = 1.0 if params.is_greedy else params.temperature
     rows = logits.numpy()
-    log_mass, entropy = _log_mass_and_entropy(logits, temperature)
+    heat = 1.0 if params.is_greedy else params.temperature
+    log_mass, entropy = _log_mass_and_entropy(logits, heat)
+    sampler = GREEDY if params.is_greedy else contract
+    draws = sampler.draw(rows, log_mass, token_ids, seed=seed, positions=positions, params=params)
     own = rows[np.arange(len(rows)), token_ids]
-    logit_rank = (rows > own[:, None]).sum(1, dtype=np.int32)
-    logprob = (own / temperature - log_mass).astype(np.float32)
-    if params.is_greedy:
-        winners = rows.argmax(1)
-        margin = rows[np.arange(len(rows)), winners] - own
-        prob = (winners == token_ids).astype(np.float32)
-        return TokenScores(
-            token_ids, winners, prob, logprob, entropy, margin, logit_rank, logit_rank.astype(np.float32)
-        )
-    kept = support(rows, log_mass, params)
-    heats = np.full(len(rows), temperature)
-    seeds = np.full(len(rows), seed, np.int64)
-    race = contract.race(rows, kept.cuts, heats, token_ids, seeds, positions)
     return TokenScores(
         token_ids=token_ids,
-        predicted_ids=race.winners,
-        prob=_filtered_prob(own, kept, temperature),
-        logprob=logprob,
+        predicted_ids=draws.winners,
+        prob=draws.prob.astype(np.float32),
+        logprob=(own / heat - log_mass).astype(np.float32),
         entropy=entropy,
-        margin=(temperature * race.leads).astype(np.float32),
-        logit_rank=logit_rank,
-        gumbel_rank=np.where(np.isfinite(race.leads), race.ahead, np.inf).astype(np.float32),
+        margin=draws.margins.astype(np.float32),
+        logit_rank=(rows > own[:, None]).sum(1, dtype=np.int32),
+        gumbel_rank=draws.ahead.astype(np.float32),
     )
 
 
@@ -123,7 +112,3 @@ def _log_mass_and_entropy(
     log_mass = torch.logsumexp(tempered, 1)
     mean = torch.einsum("rv,rv->r", torch.softmax(tempered, 1), tempered)
     return log_mass.numpy().astype(np.float64), (log_mass - mean).numpy()
-
-
-def _filtered_prob(own: NDArray[np.float32], kept: Support, temperature: float) -> NDArray[np.float32]:
-    return np.where(own >= kept.cuts, np.exp(own / temperature - kept.log_mass), 0.0).astype(np.float32)

@@ -11,7 +11,7 @@ from functools import cache
 from verifier.errors import UnknownContract
 from verifier.samplers import vllm_v1, vllm_v2
 from verifier.samplers.contract import SamplerContract
-from verifier.samplers.greedy import Greedy
+from verifier.samplers.greedy import GREEDY
 from verifier.samplers.names import ContractName, parse
 
 __all__ = ["SamplerContract", "contract"]
@@ -27,7 +27,7 @@ def contract(contract_id: str) -> SamplerContract:
         return _vllm(name)
     if name.engine == "greedy":
         name.take_options()
-        return Greedy()
+        return GREEDY
     near = get_close_matches(name.engine, ENGINES, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known engines are {', '.join(ENGINES)}."
     raise UnknownContract(f"no sampler contract for engine {name.engine!r}: {hint}")

@@ -1,18 +1,39 @@
-"""What the verifier asks of an engine's sampler: which noise, at which position, for which choice."""
+"""What the verifier asks of an engine's sampler, and the part that all Gumbel-like engines share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.filters import support
 from verifier.samplers.noise import Floats, GumbelNoise, Integers, RaceResult
+from verifier.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a sampler draws from R rows of logits, and how far a claimed token is from being drawn.
+
+    Attributes:
+        winners: the token drawn.
+        margins: 0 where the claimed token is drawn, infinite where it may not be; else how much is missing: in logit
+            units for Gumbel-like samplers, in probability mass for those that invert a distribution function.
+        prob: probability of the claimed token under the filtered distribution.
+        ahead: how many tokens of the support score higher than the claimed one; infinite outside the support.
+    """
+
+    winners: NDArray[np.int64]
+    margins: NDArray[np.float64]
+    prob: NDArray[np.float64]
+    ahead: NDArray[np.float64]
 
 
 class SamplerContract(Protocol):
-    """An engine's promise: token = argmax over the support of logits/T + noise(seed, position, token)."""
+    """An engine's promise of how a token follows from logits, seed and position. Called again, it draws the same."""
 
     @property
     def id(self) -> str:
@@ -32,20 +53,48 @@ class SamplerContract(Protocol):
         """Noise positions [count] of the output tokens 0 … count − 1."""
         ...
 
-    def gumbel(self, seeds: Integers, positions: Integers, columns: Integers, width: int) -> Floats:
-        """Noise [R, C] of token ids `columns` [C] at each (seed, position) [R]; `width` is the logits' width V."""
+    def draw(
+        self, logits: NDArray[np.float32], log_mass: NDArray[np.float64], claimed: Integers,
+        *, seed: int, positions: Integers, params: SamplingParams,
+    ) -> Draws:  # fmt: skip
+        """Draw from processed, untempered logits [R, V] of one request, at non-greedy `params`.
+
+        `log_mass` [R] is log Σ exp(logit/T) of each row, which the caller has anyway.
+        """
         ...
 
+
+class RaceContract(ABC):
+    """token = argmax over the support of logits/T + noise(seed, position, token), with vLLM's filters."""
+
+    @abstractmethod
     def race(
         self, logits: NDArray[np.float32], cuts: Floats, temperatures: Floats, claimed: Integers,
         seeds: Integers, positions: Integers,
     ) -> RaceResult:  # fmt: skip
         """Winner of logits/T + noise per row of logits [R, V], among entries with logit ≥ cut."""
-        ...
+
+    def draw(
+        self, logits: NDArray[np.float32], log_mass: NDArray[np.float64], claimed: Integers,
+        *, seed: int, positions: Integers, params: SamplingParams,
+    ) -> Draws:  # fmt: skip
+        """Draw by filtering, then racing."""
+        heat = params.temperature
+        kept = support(logits, log_mass, params)
+        heats, seeds = np.full(len(logits), heat), np.full(len(logits), seed, np.int64)
+        race = self.race(logits, kept.cuts, heats, claimed, seeds, positions)
+        own = logits[np.arange(len(logits)), claimed]
+        inside = own >= kept.cuts
+        return Draws(
+            winners=race.winners,
+            margins=heat * race.leads,
+            prob=np.where(inside, np.exp(own / heat - kept.log_mass), 0.0),
+            ahead=np.where(inside, race.ahead, np.inf),
+        )
 
 
 @dataclass(frozen=True)
-class GumbelContract:
+class GumbelContract(RaceContract):
     """A contract whose noise is a function of (seed, position, token id).
 
     Args:
@@ -53,7 +102,6 @@ class GumbelContract:
         noise: the compiled noise family.
         absolute: positions count from the prompt's start (V2, SGLang) rather than from the first output token (V1).
         choice_step: what the engine adds to the seed for each further choice of n > 1.
-        lowest_temperature: a temperature below this, but not greedy, is raised to it (vLLM: 0.01).
     """
 
     id: str
@@ -70,6 +118,7 @@ class GumbelContract:
         return np.arange(first, first + count, dtype=np.int64)
 
     def gumbel(self, seeds: Integers, positions: Integers, columns: Integers, width: int) -> Floats:
+        """Noise [R, C] of token ids `columns` [C] at each (seed, position) [R]; `width` is the logits' width V."""
         return self.noise.rows(seeds, positions, columns)
 
     def race(

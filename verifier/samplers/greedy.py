@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.samplers.noise import Floats, Integers, RaceResult
+from verifier.samplers.contract import Draws
+from verifier.samplers.noise import Integers
+from verifier.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,20 @@ class Greedy:
     def positions(self, prompt_length: int, count: int) -> NDArray[np.int64]:
         return np.zeros(count, np.int64)
 
-    def gumbel(self, seeds: Integers, positions: Integers, columns: Integers, width: int) -> Floats:
-        return np.zeros((len(seeds), len(columns)), np.float32)
-
-    def race(
-        self, logits: NDArray[np.float32], cuts: Floats, temperatures: Floats, claimed: Integers,
-        seeds: Integers, positions: Integers,
-    ) -> RaceResult:  # fmt: skip
+    def draw(
+        self, logits: NDArray[np.float32], log_mass: NDArray[np.float64], claimed: Integers,
+        *, seed: int, positions: Integers, params: SamplingParams,
+    ) -> Draws:  # fmt: skip
+        """The argmax; a claimed token's margin is the difference of the logits."""
         rows = np.arange(len(logits))
         winners = logits.argmax(1)
         own = logits[rows, claimed]
-        ahead = (logits > own[:, None]).sum(1)
-        leads = (logits[rows, winners] - own) / np.asarray(temperatures, np.float64)
-        return RaceResult(winners, leads, ahead)
+        return Draws(
+            winners=winners,
+            margins=(logits[rows, winners] - own).astype(np.float64),
+            prob=(winners == claimed).astype(np.float64),
+            ahead=(logits > own[:, None]).sum(1).astype(np.float64),
+        )
+
+
+GREEDY = Greedy()

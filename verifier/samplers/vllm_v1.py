@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from verifier.errors import UnknownContract
 from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, kernel, log, philox4x32
+from verifier.samplers.contract import RaceContract
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import Floats, GumbelNoise, Integers, RaceResult
 
@@ -69,7 +70,7 @@ WRAPPED_RACE = GumbelNoise(_key, _wrapped_word, _gumbel, top_word=2**32 - 1, dty
 
 
 @dataclass(frozen=True)
-class CudaRace:
+class CudaRace(RaceContract):
     """Contract of vLLM's V1 runner on one class of GPU.
 
     Args:
@@ -88,6 +89,7 @@ class CudaRace:
         return np.arange(count, dtype=np.int64)
 
     def gumbel(self, seeds: Integers, positions: Integers, columns: Integers, width: int) -> Floats:
+        """Noise [R, C] of token ids `columns` [C] at each (seed, position) [R]; `width` is the logits' width V."""
         offsets = np.asarray(positions) * self._blocks_per_draw(width)
         if width <= self.grid_threads:
             return RACE.rows(seeds, offsets, columns)
