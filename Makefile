@@ -36,7 +36,7 @@ check: $(STAMP)  ## lint and check types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## run the benchmarks that need only a CPU
-	$(BIN)/python bench/verify_cpu.py $(ARGS)
+	$(BIN)/python -m bench.verify_cpu $(ARGS)
 
 lock:  ## renew requirements.lock (ARGS=--upgrade takes the newest versions)
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \

@@ -40,6 +40,31 @@ def serve_command(path: str, with_worker: bool, references: tuple[str, ...]) -> 
     run_serve(Path(path), alongside=lambda: run_worker(store, directories))
 
 
+@cli.command("provider")
+@click.argument("model", type=click.Path(exists=True, file_okay=False))
+@click.option("--name", help="The model's name for clients; the directory's unless told.")
+@click.option("--sampler", default="vllm@0.26.0/v2", show_default=True, help="Contract that decides the tokens.")
+@click.option("--cheat", "cheats", multiple=True, help="int4, temperature=X, system-prompt=TEXT, ignore-seed, …")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8101, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+def provider_command(
+    model: str, name: str | None, sampler: str, cheats: tuple[str, ...], host: str, port: int, device: str, dtype: str
+) -> None:
+    """Serve MODEL like vLLM, honestly or not: for demos, calibration and tests."""
+    from pathlib import Path
+
+    from proxy import demo_provider
+    from verifier.cheats import parse_cheats
+    from verifier.generation import load_engine
+
+    path, chosen = Path(model), parse_cheats(cheats)
+    served = name or path.resolve().name
+    engine = load_engine(path, sampler_id=sampler, name=served, cheats=chosen, device=device, dtype=dtype)
+    demo_provider.serve(engine, host=host, port=port, announce=click.echo)
+
+
 cli.add_command(verify_command)
 cli.add_command(worker_command)
 cli.add_command(model_group)

@@ -70,7 +70,7 @@ def parse_request(body: Any) -> ChatRequest:
     """
     if not isinstance(body, dict):
         raise _refused("the body must be a JSON object")
-    max_tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+    limits = {"max_tokens": body.get("max_completion_tokens", body.get("max_tokens"))}
     seed = _integer(body, "seed", None, -INT64, INT64 - 1)
     options = body.get("stream_options") or {}
     return ChatRequest(
@@ -80,9 +80,9 @@ def parse_request(body: Any) -> ChatRequest:
         sampling=_sampling(body),
         seed=None if seed == -1 else seed,
         n=_integer(body, "n", 1, 1, 128) or 1,
-        max_tokens=None if max_tokens is None else _integer({"max_tokens": max_tokens}, "max_tokens", 1, 1),
+        max_tokens=_integer(limits, "max_tokens", None, 1),
         stop=_stop(body.get("stop")),
-        stop_token_ids=list(body.get("stop_token_ids") or []),
+        stop_token_ids=_ids(body.get("stop_token_ids")),
         ignore_eos=bool(body.get("ignore_eos")),
         stream=bool(body.get("stream")),
         include_usage=bool(isinstance(options, dict) and options.get("include_usage")),
@@ -165,6 +165,13 @@ def _stop(value: Any) -> list[str]:
     if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
         raise _refused("stop must be a string or a list of strings")
     return stops
+
+
+def _ids(value: Any) -> list[int]:
+    ids = value or []
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise _refused("stop_token_ids must be a list of integers")
+    return ids
 
 
 def _refused(message: str) -> RequestError:

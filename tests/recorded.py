@@ -1,4 +1,4 @@
-"""Where recorded engine data lies: the part kept in tests/data, and the full sets where they stand beside the checkout."""
+"""Where recorded engine data lies: the part kept in tests/data, and the full sets beside the checkout."""
 
 import json
 from pathlib import Path

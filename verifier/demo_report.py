@@ -17,6 +17,9 @@ Honest vLLM in bfloat16 on a GPU, replayed in float32 on a CPU, matches .965 to 
 provider deviates when its whole interval lies below, and is consistent when none of it does.
 """
 
+LEAST_TOKENS = 100
+"""Fewer tokens decide nothing: those of one answer hang together, and the interval does not know it."""
+
 Z_95 = 1.959964
 
 
@@ -41,9 +44,9 @@ class UpstreamResult:
         if not self.tokens:
             return "unsupported"
         low, high = wilson_interval(self.exact_matches, self.tokens)
-        if high < MATCH_THRESHOLD:
-            return "deviates"
-        return "consistent" if low >= MATCH_THRESHOLD else "inconclusive"
+        if self.tokens < LEAST_TOKENS or low < MATCH_THRESHOLD <= high:
+            return "inconclusive"
+        return "consistent" if low >= MATCH_THRESHOLD else "deviates"
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
@@ -66,12 +69,11 @@ def as_json(results: Sequence[UpstreamResult]) -> dict[str, Any]:
 def as_table(results: Sequence[UpstreamResult]) -> Table:
     """The table for people."""
     table = Table(title="What the audits say")
-    for column in ("provider", "cheats by"):
+    for column in ("provider", "cheat"):
         table.add_column(column)
-    for column in ("requests", "tokens", "match rate"):
-        table.add_column(column, justify="right")
-    for column in ("95 % interval", "verdict"):
-        table.add_column(column)
+    for column in ("requests", "tokens", "match", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for result in results:
         table.add_row(*_cells(result), style="red" if result.verdict == "deviates" else None)
     return table
@@ -81,6 +83,6 @@ def _cells(result: UpstreamResult) -> list[str]:
     rate, interval = "–", "–"
     if result.tokens:
         low, high = wilson_interval(result.exact_matches, result.tokens)
-        rate, interval = f"{result.exact_match_rate:.3f}", f"{low:.3f} – {high:.3f}"
+        rate, interval = f"{result.exact_match_rate:.3f}", f"{low:.3f}–{high:.3f}"
     counts = [str(result.requests), str(result.tokens)]
-    return [result.name, result.cheat or "nothing", *counts, rate, interval, result.verdict]
+    return [result.name, result.cheat or "none", *counts, rate, interval, result.verdict]

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from verifier.rows import over_rows, peak_of
 from verifier.sampling_params import SamplingParams
 
 
@@ -32,7 +33,10 @@ def support(logits: NDArray[np.float32], log_mass: NDArray[np.float64], params: 
     if params.is_greedy or (not top_k and params.top_p >= 1.0 and params.min_p <= 0.0):
         return Support(np.full(len(logits), -np.inf, np.float32), log_mass)
     cuts, masses = np.empty(len(logits), np.float32), np.empty(len(logits))
-    _supports(logits, params.temperature, top_k, params.top_p, params.min_p, log_mass, cuts, masses)
+    rules = (params.temperature, top_k, params.top_p, params.min_p)
+    over_rows(
+        len(logits), lambda a, b: _supports(logits[a:b], *rules, log_mass[a:b], cuts[a:b], masses[a:b])
+    )
     return Support(cuts, masses)
 
 
@@ -95,7 +99,7 @@ def _nucleus(kept, peak, temperature, wanted):
 
 @_compiled
 def _support(z, temperature, top_k, top_p, min_p, log_mass):
-    peak = np.float64(z.max())
+    peak = np.float64(peak_of(z))
     cut = np.float32(-np.inf)
     if min_p > 0.0:
         cut = np.float32(peak + temperature * np.log(min_p))

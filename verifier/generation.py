@@ -24,9 +24,7 @@ from verifier.answer_text import AnswerText
 from verifier.cheats import Cheats, round_to_int4, with_hidden_prompt
 from verifier.decode_batch import DecodeBatch
 from verifier.errors import InputError, ReferenceUnreadable
-from verifier.filters import support
 from verifier.samplers import SamplerContract, contract
-from verifier.samplers.noise import Floats
 from verifier.sampling_params import SamplingParams
 from verifier.scoring import clamp_temperature
 
@@ -251,12 +249,24 @@ class GenerationEngine:
             self._batch.advance([row.last_id for row in self._rows])
 
     def _choose(self, logits: torch.Tensor) -> list[int]:
-        width = logits.shape[1]
-        places = [self._sampler.positions(len(row.served), row.generated + 1)[-1] for row in self._rows]
-        seeds = np.array([row.seed for row in self._rows], np.int64)
-        noise = self._sampler.gumbel(seeds, np.array(places, np.int64), np.arange(width), width)
         rows = logits.cpu().numpy()
-        return [sample(rows[i], row.params, noise[i]) for i, row in enumerate(self._rows)]
+        return [self._draw(row, rows[i : i + 1]) for i, row in enumerate(self._rows)]
+
+    def _draw(self, row: Row, logits: NDArray[np.float32]) -> int:
+        """The token that the contract draws from one row of raw logits ``[1, V]``."""
+        winner = logits.argmax(1)
+        if row.params.is_greedy:
+            return int(winner[0])
+        tempered = logits.astype(np.float64) / row.params.temperature
+        draws = self._sampler.draw(
+            logits,
+            np.logaddexp.reduce(tempered, axis=1),
+            winner,
+            seed=row.seed,
+            positions=self._sampler.positions(len(row.served), row.generated + 1)[-1:],
+            params=row.params,
+        )
+        return int(draws.winners[0])
 
     def _emit(self, row: Row, token_id: int, logprobs: torch.Tensor) -> None:
         row.generated, row.last_id = row.generated + 1, token_id
@@ -292,19 +302,6 @@ def finish(row: Row, token_id: int) -> tuple[str | None, str | int | None]:
     if row.text.stopped_by is not None:
         return "stop", row.text.stopped_by
     return ("length" if row.generated >= row.max_tokens else None), None
-
-
-def sample(logits: NDArray[np.float32], params: SamplingParams, noise: Floats) -> int:
-    """The token of raw ``logits`` ``[V]`` that wins with Gumbel ``noise`` ``[V]`` in the filters' support.
-
-    It adds the noise in full, where the verifier runs a race that skips most of it: two ways to one token.
-    """
-    if params.is_greedy:
-        return int(logits.argmax())
-    tempered = logits / np.float32(params.temperature)
-    log_mass = np.array([np.logaddexp.reduce(tempered.astype(np.float64))])
-    cut = support(logits[None], log_mass, params).cuts[0]
-    return int(np.where(logits >= cut, tempered + noise, -np.inf).argmax())
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

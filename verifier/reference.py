@@ -36,13 +36,19 @@ class TransformersReference:
     Args:
         path: directory with config, weights and tokenizer, as `save_pretrained` writes it.
         device: "cpu", "cuda", "cuda:1", …
+        batch_tokens: of one forward pass, padding included.
+        chunk_bytes: of float32 logits alive at a time.
         dtype: of the weights and the trunk; float32 is both the fastest and the most exact on CPUs without AMX.
 
     Raises:
         ReferenceUnreadable: the directory holds no model.
     """
 
-    def __init__(self, path: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, path: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
+        batch_tokens: int = BATCH_TOKENS, chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:  # fmt: skip
+        self._batch_tokens, self._chunk_bytes = batch_tokens, chunk_bytes
         self.path, self.device, self.dtype = Path(path), torch.device(device), dtype
         self._model = _load(self.path, dtype).to(self.device)
         self._head = self._model.get_output_embeddings()
@@ -75,7 +81,7 @@ class TransformersReference:
 
         Pieces of one sequence come in order, and one sequence is complete before the next of its batch begins.
         """
-        for batch in _packed(sequences):
+        for batch in packed(sequences, self._batch_tokens):
             yield from self._batch_logits(sequences, batch)
 
     def _batch_logits(self, sequences: Sequence[TokenSequence], batch: list[int]) -> Iterator[LogitRows]:
@@ -104,7 +110,7 @@ class TransformersReference:
         return logits
 
     def _head_rows(self, number: int, hidden: torch.Tensor) -> Iterator[LogitRows]:
-        step = max(1, CHUNK_BYTES // (4 * self.width))
+        step = max(1, self._chunk_bytes // (4 * self.width))
         for first in range(0, len(hidden), step):
             rows = hidden[first : first + step]
             logits = self._head(rows) if self._shares_head else rows
@@ -113,10 +119,11 @@ class TransformersReference:
     @torch.inference_mode()
     def _head_is_last_step(self) -> bool:
         """Whether logits = head(trunk(x)): not for models that scale or cap their logits."""
-        ids = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        ids = torch.arange(min(self.width, 16), device=self.device)[None]
         whole = self._model(input_ids=ids, use_cache=False).logits
         split = self._head(self._trunk(input_ids=ids, use_cache=False).last_hidden_state)
-        return bool(torch.allclose(whole, split))
+        # To the bit: a cap on the logits changes small ones only a little.
+        return torch.equal(whole, split)
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:
@@ -132,13 +139,13 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _packed(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
-    """Numbers of the non-empty sequences in batches of like length, at most BATCH_TOKENS padded tokens each."""
+def packed(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of the non-empty sequences in batches of like length, at most `batch_tokens` padded tokens each."""
     lengths = [len(s.prompt_token_ids) + len(s.output_token_ids) - 1 for s in sequences]
     todo = [i for i, s in enumerate(sequences) if s.output_token_ids]
     batch: list[int] = []
     for number in sorted(todo, key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > BATCH_TOKENS:
+        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
         batch.append(number)

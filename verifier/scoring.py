@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from verifier.masses import masses
 from verifier.samplers.contract import SamplerContract
 from verifier.samplers.greedy import GREEDY
 from verifier.sampling_params import SamplingParams
@@ -88,27 +89,17 @@ def score(
     params = clamp_temperature(params, contract.lowest_temperature)
     rows = logits.numpy()
     heat = 1.0 if params.is_greedy else params.temperature
-    log_mass, entropy = _log_mass_and_entropy(logits, heat)
+    sums = masses(rows, heat, token_ids)
     sampler = GREEDY if params.is_greedy else contract
-    draws = sampler.draw(rows, log_mass, token_ids, seed=seed, positions=positions, params=params)
+    draws = sampler.draw(rows, sums.log_mass, token_ids, seed=seed, positions=positions, params=params)
     own = rows[np.arange(len(rows)), token_ids]
     return TokenScores(
         token_ids=token_ids,
         predicted_ids=draws.winners,
         prob=draws.prob.astype(np.float32),
-        logprob=(own / heat - log_mass).astype(np.float32),
-        entropy=entropy,
+        logprob=(own / heat - sums.log_mass).astype(np.float32),
+        entropy=sums.entropy,
         margin=draws.margins.astype(np.float32),
-        logit_rank=(rows > own[:, None]).sum(1, dtype=np.int32),
+        logit_rank=sums.rank,
         gumbel_rank=draws.ahead.astype(np.float32),
     )
-
-
-def _log_mass_and_entropy(
-    logits: torch.Tensor, temperature: float
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """log Σ exp(z/T) and entropy of softmax(z/T), per row."""
-    tempered = logits if temperature == 1.0 else logits / temperature
-    log_mass = torch.logsumexp(tempered, 1)
-    mean = torch.einsum("rv,rv->r", torch.softmax(tempered, 1), tempered)
-    return log_mass.numpy().astype(np.float64), (log_mass - mean).numpy()

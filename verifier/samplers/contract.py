@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.filters import support
+from verifier.filters import Support, support
 from verifier.samplers.noise import Floats, GumbelNoise, Integers, RaceResult
 from verifier.sampling_params import SamplingParams
 
@@ -23,13 +23,17 @@ class Draws:
         margins: 0 where the claimed token is drawn, infinite where it may not be; else how much is missing: in logit
             units for Gumbel-like samplers, in probability mass for those that invert a distribution function.
         prob: probability of the claimed token under the filtered distribution.
-        ahead: how many tokens of the support score higher than the claimed one; infinite outside the support.
+        ahead: how many tokens of the support score higher than the claimed one; infinite outside the support. Where
+            a distribution function is inverted: how many tokens lie from the claimed one to the one drawn.
+        skipped: for how many of these rows the engine drew nothing, because one token was left: the positions of all
+            later rows of the request are lower by as many.
     """
 
     winners: NDArray[np.int64]
     margins: NDArray[np.float64]
     prob: NDArray[np.float64]
     ahead: NDArray[np.float64]
+    skipped: int = 0
 
 
 class SamplerContract(Protocol):
@@ -57,7 +61,7 @@ class SamplerContract(Protocol):
         self, logits: NDArray[np.float32], log_mass: NDArray[np.float64], claimed: Integers,
         *, seed: int, positions: Integers, params: SamplingParams,
     ) -> Draws:  # fmt: skip
-        """Draw from processed, untempered logits [R, V] of one request, at non-greedy `params`.
+        """Draw from processed, untempered logits [R, V] of one request, in order, at non-greedy `params`.
 
         `log_mass` [R] is log Σ exp(logit/T) of each row, which the caller has anyway.
         """
@@ -65,7 +69,7 @@ class SamplerContract(Protocol):
 
 
 class RaceContract(ABC):
-    """token = argmax over the support of logits/T + noise(seed, position, token), with vLLM's filters."""
+    """token = argmax over the support of logits/T + noise(seed, position, token); the filters are vLLM's by default."""
 
     @abstractmethod
     def race(
@@ -74,13 +78,19 @@ class RaceContract(ABC):
     ) -> RaceResult:  # fmt: skip
         """Winner of logits/T + noise per row of logits [R, V], among entries with logit ≥ cut."""
 
+    def support(
+        self, logits: NDArray[np.float32], log_mass: NDArray[np.float64], params: SamplingParams
+    ) -> Support:
+        """Which entries of logits [R, V] may be drawn."""
+        return support(logits, log_mass, params)
+
     def draw(
         self, logits: NDArray[np.float32], log_mass: NDArray[np.float64], claimed: Integers,
         *, seed: int, positions: Integers, params: SamplingParams,
     ) -> Draws:  # fmt: skip
         """Draw by filtering, then racing."""
         heat = params.temperature
-        kept = support(logits, log_mass, params)
+        kept = self.support(logits, log_mass, params)
         heats, seeds = np.full(len(logits), heat), np.full(len(logits), seed, np.int64)
         race = self.race(logits, kept.cuts, heats, claimed, seeds, positions)
         own = logits[np.arange(len(logits)), claimed]

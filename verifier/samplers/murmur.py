@@ -21,9 +21,12 @@ def _mix(h, k):
 
 
 @kernel
-def murmur3(seed_low, seed_high, position, v):
-    """32-bit hash; all arguments are 32-bit words in uint64. Only the low half of a position enters."""
-    h = _mix(_mix(_mix(_mix(np.uint64(0), seed_low), seed_high), position), v) ^ _16
+def murmur3(seed_low, seed_high, position, v, domain):
+    """32-bit hash; all arguments are 32-bit words in uint64. Only the low half of a position enters.
+
+    `domain` is the initial state: zero, or another to get further bits at the same place.
+    """
+    h = _mix(_mix(_mix(_mix(domain, seed_low), seed_high), position), v) ^ _16
     h = ((h ^ (h >> _16)) * _F1) & LOW32
     h = ((h ^ (h >> _13)) * _F2) & LOW32
     return h ^ (h >> _16)

@@ -10,20 +10,24 @@ Because `gumbel` is monotone, `race` compares integer words and takes logarithms
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import njit
 from numpy.typing import NDArray
+
+from verifier.rows import over_rows, peak_of
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
-BLOCK = 512  # vocabulary entries per block of `race`: its words (4 KiB) stay in the first-level cache
+BLOCK = 64  # vocabulary entries that share one bound in `race`: the smaller, the fewer noises it must look at
+
+# `race` looks up which word reaches a needed amount of noise, in steps of NEED_STEP from LEAST_NEED on.
+LEAST_NEED, NEED_STEP, NEEDS = -8.0, 0.125, 512
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class GumbelNoise:
         out = np.empty((len(seeds), len(columns)), self.dtype)
         chosen = np.asarray(columns).astype(np.uint64)
         keys, places = as_words(seeds), as_words(positions)
-        _over_rows(
+        over_rows(
             len(seeds), lambda a, b: self._fill(keys[a:b], places[a:b], chosen, np.uint64(setting), out[a:b])
         )
         return out
@@ -68,11 +72,11 @@ class GumbelNoise:
 
         def run(a: int, b: int) -> None:
             self._race(
-                logits[a:b], floors[a:b], heats[a:b], claims[a:b], keys[a:b], places[a:b], np.uint64(setting),
+                self._thresholds, logits[a:b], floors[a:b], heats[a:b], claims[a:b], keys[a:b], places[a:b], np.uint64(setting),
                 result.winners[a:b], result.leads[a:b], result.ahead[a:b],
             )  # fmt: skip
 
-        _over_rows(count, run)
+        over_rows(count, run)
         return result
 
     @cached_property
@@ -91,7 +95,21 @@ class GumbelNoise:
 
     @cached_property
     def _race(self) -> Any:
-        return _compile_race(self._key, self._word, self._gumbel, self._top_word)
+        return _compile_race(self._key, self._word, self._gumbel)
+
+    @cached_property
+    def _thresholds(self) -> NDArray[np.uint64]:
+        """The smallest word whose noise reaches each step of the table, as far as any word does."""
+        gumbel, top = self._gumbel, int(self._top_word)
+
+        @njit(error_model="numpy")
+        def noise_of(w):  # type: ignore[no-untyped-def]
+            return gumbel(w)
+
+        needs = LEAST_NEED + NEED_STEP * np.arange(NEEDS)
+        reachable = needs[needs <= noise_of(self._top_word)]
+        found = [bisect_left(range(top), need, 0, top, key=lambda w: noise_of(np.uint64(w))) for need in reachable]
+        return np.array(found, np.uint64)
 
 
 def as_words(values: Integers) -> NDArray[np.uint64]:
@@ -100,18 +118,7 @@ def as_words(values: Integers) -> NDArray[np.uint64]:
     return array.astype(np.uint64) if array.dtype == np.uint64 else array.astype(np.int64).view(np.uint64)
 
 
-def _over_rows(count: int, run: Callable[[int, int], None]) -> None:
-    """Call run(a, b) over contiguous row ranges on all cores (the kernels release the GIL)."""
-    parts = min(get_num_threads(), count)
-    if parts <= 1:
-        run(0, count)
-        return
-    edges = np.linspace(0, count, parts + 1).astype(int)
-    with ThreadPoolExecutor(parts) as pool:
-        list(pool.map(run, edges[:-1], edges[1:]))
-
-
-def _compile_race(key: Any, word: Any, gumbel: Any, top_word: np.uint64) -> Any:
+def _compile_race(key: Any, word: Any, gumbel: Any) -> Any:
     # Called, not inlined: outside the one vectorized loop, speed matters less than the time to compile.
     @njit(nogil=True, error_model="numpy")
     def noise_of(w):
@@ -123,21 +130,15 @@ def _compile_race(key: Any, word: Any, gumbel: Any, top_word: np.uint64) -> Any:
             words[i] = word(k0, k1, k2, k3, np.uint64(base + i))
 
     @njit(nogil=True, error_model="numpy")
-    def least_word(need):
-        """The smallest word whose noise reaches `need`; one more than the largest if none does."""
-        low, high = np.uint64(0), top_word
-        if noise_of(top_word) < need:
-            return top_word, False
-        while low < high:
-            middle = low + (high - low) // np.uint64(2)
-            if noise_of(middle) >= need:
-                high = middle
-            else:
-                low = middle + np.uint64(1)
-        return low, True
+    def reaches(words, threshold):  # type: ignore[no-untyped-def]
+        """Whether any word does; without an early exit, so that it vectorizes."""
+        count = 0
+        for i in range(words.size):
+            count += words[i] >= threshold
+        return count > 0
 
     @njit(nogil=True, error_model="numpy")
-    def race_row(z, cut, temperature, claimed, seed, position, setting, words):
+    def race_row(thresholds, z, cut, temperature, claimed, seed, position, setting, words):
         k0, k1, k2, k3 = key(seed, position, setting)
         inside = z[claimed] >= cut
         start = claimed if inside else np.argmax(z)
@@ -146,14 +147,15 @@ def _compile_race(key: Any, word: Any, gumbel: Any, top_word: np.uint64) -> Any:
         best, winner, ahead = floor, np.int64(start), np.int64(0)
         for base in range(0, z.size, BLOCK):
             block = z[base : base + BLOCK]
-            peak = block.max()
-            if peak < cut:
+            peak = peak_of(block)
+            # Rounding down to the table's step also absorbs the rounding of z/T.
+            step = int((floor - peak / temperature - 1e-6 - LEAST_NEED) / NEED_STEP)
+            if peak < cut or step >= thresholds.size:
                 continue
-            # 1e-6 absorbs the rounding of z/T and of the noise's own logarithms.
-            threshold, reachable = least_word(floor - peak / temperature - 1e-6)
-            if not reachable:
-                continue
+            threshold = thresholds[step] if step >= 0 else np.uint64(0)
             fill_words(k0, k1, k2, k3, base, words[: block.size])
+            if not reaches(words[: block.size], threshold):
+                continue
             for i in range(block.size):
                 if words[i] >= threshold and block[i] >= cut:
                     score = block[i] / temperature + noise_of(words[i])
@@ -164,11 +166,11 @@ def _compile_race(key: Any, word: Any, gumbel: Any, top_word: np.uint64) -> Any:
         return winner, (best - floor if inside else np.inf), ahead
 
     @njit(nogil=True, error_model="numpy")
-    def race(z, cuts, temperatures, claimed, seeds, positions, setting, winners, leads, ahead):
+    def race(thresholds, z, cuts, temperatures, claimed, seeds, positions, setting, winners, leads, ahead):
         words = np.empty(BLOCK, np.uint64)
         for r in range(z.shape[0]):
             winners[r], leads[r], ahead[r] = race_row(
-                z[r], cuts[r], temperatures[r], claimed[r], seeds[r], positions[r], setting, words
+                thresholds, z[r], cuts[r], temperatures[r], claimed[r], seeds[r], positions[r], setting, words
             )
 
     return race

@@ -13,6 +13,9 @@ tempered float32 logits, g as below; position is the index of the last *input* t
 
 A–E take w from Philox keyed by G, the first word of Philox keyed by the seed at counter `pos` (Triton's tl.randint
 and tl.rand); R folds a word to 31 bits and scales it to [0, 1).
+
+`use_fp64_gumbel` (0.22 and later; here `:fp64=on`) means C's formula in D and E, and in F
+    u = (((murmur3 from 0x9E3779B9 · 2^32 + murmur3) >> 11) + ½)·2^−53,  g = −ln(−ln u)  in float64.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from verifier.samplers.contract import GumbelContract
 from verifier.samplers.murmur import murmur3
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import GumbelNoise
+from verifier.samplers.splitmix import gumbel53
 
 _HALF = np.uint64(0x80000000)
 _TOP31 = np.uint64(0x7FFFFFFF)
+_DOMAIN, _11 = np.uint64(0x9E3779B9), np.uint64(11)
 _STEP = np.float32(4.6566127342e-10)  # Triton's uint_to_uniform_float scale, a little under 2^−31
 _TINY32 = np.float32(2.0**-126)
 _TINY64 = 2.2250738585072014e-308
@@ -110,7 +115,13 @@ def _murmur_key(seed, position, setting):
 
 @kernel
 def _murmur_word(k0, k1, k2, k3, v):
-    return LOW32 - murmur3(k0, k1, k2, v & LOW32)
+    return LOW32 - murmur3(k0, k1, k2, v & LOW32, ZERO)
+
+
+@kernel
+def _murmur_wide_word(k0, k1, k2, k3, v):
+    high = murmur3(k0, k1, k2, v & LOW32, _DOMAIN)
+    return ((high << SHIFT32) | murmur3(k0, k1, k2, v & LOW32, ZERO)) >> _11
 
 
 @kernel
@@ -145,21 +156,27 @@ ERAS = {
     "F": GumbelNoise(_murmur_key, _murmur_word, _gumbel_f, top_word=2**32 - 1),
 }
 
+WIDE_F = GumbelNoise(_murmur_key, _murmur_wide_word, gumbel53, top_word=2**53 - 1, dtype=np.float64)
+
 # First version of each era, oldest first.
-_STARTS = {(0, 12): "A", (0, 17): "B", (0, 19): "C", (0, 22): "D", (0, 24): "E", (0, 31): "F"}
+STARTS = {(0, 12): "A", (0, 17): "B", (0, 19): "C", (0, 22): "D", (0, 24): "E", (0, 31): "F"}
 
 
 def era(version: tuple[int, ...] | None) -> str:
     """Noise era of a vLLM version; without a version, and for later ones than we have read, the newest."""
     if version is None:
         return "F"
-    reached = [name for start, name in _STARTS.items() if version >= start]
+    reached = [name for start, name in STARTS.items() if version >= start]
     if not reached:
         raise UnknownContract("vLLM before 0.12 has no V2 runner: write vllm@VERSION/v1")
     return reached[-1]
 
 
 def contract(name: ContractName) -> GumbelContract:
-    """`vllm[@VERSION]/v2`."""
-    name.take_options()
-    return GumbelContract(id=render(name), noise=ERAS[era(name.version)], lowest_temperature=0.01)
+    """`vllm[@VERSION]/v2[:fp64=on]`."""
+    wide = name.take_options("fp64").get("fp64", "off")
+    own = era(name.version)
+    if wide not in {"on", "off"} or (wide == "on" and own in "AB"):
+        raise UnknownContract(f"fp64={wide} is not known: write fp64=on (vLLM 0.22 or later) or fp64=off")
+    noise = ERAS[own] if wide == "off" else WIDE_F if own == "F" else ERAS["C"]
+    return GumbelContract(id=render(name), noise=noise, lowest_temperature=0.01)

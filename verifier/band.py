@@ -1,0 +1,125 @@
+"""The honest band: what a faithful provider's scores may look like, per detector. Pure; JSON both ways.
+
+A band is a composite null hypothesis. With x the statistic of a detector (`verifier.detectors`) at token t, h the
+entropy of the reference there, and "past" all tokens before it,
+
+    H₀:  E[x | past] ≤ tolerated[class of h]    for every honest token and every detector.
+
+The entropy class makes the bound follow the text: near-ties, and so honest mismatches, are rare where the model is
+sure. It is known before the token is drawn, as a bet must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.detectors import DETECTORS, NAMES, Cuts, Floats
+
+ENTROPY_EDGES = (0.5, 2.0)
+"""Nats; they part tokens into sure, middling and open ones."""
+
+
+@dataclass(frozen=True)
+class FalsePositives:
+    """Honest blocks that were wrongly called `deviates`, on data that the band was not fitted to.
+
+    `low` and `high` bound the rate at 95 % (Clopper-Pearson): no alarm in n blocks only says less than about 3/n.
+    """
+
+    alarms: int
+    blocks: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """What is tolerated of a stream.
+
+    Args:
+        cuts: of the margins.
+        entropy_edges: nats, ascending; k edges make k + 1 classes.
+        tolerated: per detector the bound of each entropy class, in (0, 1).
+        honest: per detector the mean over the calibration's tokens.
+        typical: per detector the mean of the tolerated bounds over the calibration's tokens.
+        design_effect: per detector how much wider sequence sums spread than independent tokens would; at least 1.
+        sequences, tokens: size of the fitted half; 0 for a shipped band.
+        sampling: parameters that the calibration was sampled with; expectations hold for these alone.
+        scope: what it was calibrated for: reference, contract, token source, hardware.
+        held_out: false positives on the other half.
+    """
+
+    cuts: Cuts
+    tolerated: Mapping[str, tuple[float, ...]]
+    honest: Mapping[str, float]
+    typical: Mapping[str, float]
+    design_effect: Mapping[str, float]
+    entropy_edges: tuple[float, ...] = ENTROPY_EDGES
+    sequences: int = 0
+    tokens: int = 0
+    sampling: Mapping[str, float] | None = None
+    scope: Mapping[str, str] = field(default_factory=dict)
+    held_out: FalsePositives | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """False for the shipped band."""
+        return self.tokens > 0
+
+    def applicable(self, sampling: Mapping[str, float] | None) -> tuple[str, ...]:
+        """Detectors that this band can judge under these sampling parameters.
+
+        Filters and the temperature move the expected cross-entropy and rank, so those need the calibration's own.
+        """
+        same = self.sampling is not None and sampling is not None and dict(self.sampling) == dict(sampling)
+        return tuple(detector.name for detector in DETECTORS if same or detector.rate)
+
+    def classes(self, entropy: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Entropy class of each token."""
+        return np.digitize(entropy, self.entropy_edges)
+
+    def bounds(self, entropy: NDArray[np.float32]) -> Floats:
+        """float64[n, detectors]: what is tolerated at tokens of these entropies, columns as in `NAMES`."""
+        table = np.array([self.tolerated[name] for name in NAMES])
+        return table[:, self.classes(entropy)].T
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Band:
+        """What `to_dict` gave, also after JSON."""
+        held_out = values.get("held_out")
+        return cls(
+            **{
+                **values,
+                "tolerated": {name: tuple(bounds) for name, bounds in values["tolerated"].items()},
+                "cuts": Cuts(**values["cuts"]),
+                "entropy_edges": tuple(values["entropy_edges"]),
+                "held_out": FalsePositives(**held_out) if held_out else None,
+            }
+        )
+
+
+def _shipped() -> Band:
+    """Wide enough for every honest pair of stacks published for Token-DiFR, among them an MoE model on other hardware
+    (match .95, support violations .0024; arXiv 2511.20621 tables 4 and 6); expectations are not judged at all."""
+    honest = {"mismatch": 0.05, "margin": 0.03, "margin_tail": 0.01, "support": 0.0024}
+    bound = {name: 1.25 * mean for name, mean in honest.items()} | {"support": 0.005}
+    return Band(
+        cuts=Cuts(margin=1.0, tail=0.5),
+        entropy_edges=(),
+        tolerated={name: (bound.get(name, 0.999),) for name in NAMES},
+        honest={name: honest.get(name, 0.5) for name in NAMES},
+        typical={name: bound.get(name, 0.999) for name in NAMES},
+        design_effect={name: 2.0 for name in NAMES},
+    )
+
+
+SHIPPED = _shipped()
