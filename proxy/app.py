@@ -129,7 +129,13 @@ def _add_routes(app: web.Application) -> None:
         app.router.add_get(f"{prefix}/v1/models", _models, allow_head=False)
         app.router.add_get(f"{prefix}/v1/models/{{model:.+}}", _models, allow_head=False)
         app.router.add_route("*", f"{prefix}/v1/{{tail:.*}}", _passthrough)
+    app.router.add_get("/healthz", _healthy)
     app.router.add_route("*", "/{path:.*}", not_found)
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    """The event loop runs; says nothing of upstreams or database."""
+    return web.Response(text="ok\n")
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:

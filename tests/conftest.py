@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from databases import NO_POSTGRES, find_postgres, running_postgres
+from tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
     from verifier.reference import TransformersReference
@@ -70,3 +71,15 @@ def demo_reference(demo_directory: Path) -> "TransformersReference":
     from verifier.reference import TransformersReference
 
     return TransformersReference(demo_directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights and the demo model's tokenizer: real code paths in milliseconds."""
+    return make_tiny_model(demo_directory, tmp_path_factory.mktemp("tiny") / "tiny", seed=1)
+
+
+@pytest.fixture(scope="session")
+def other_tiny_directory(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights: what a cheat serves."""
+    return make_tiny_model(demo_directory, tmp_path_factory.mktemp("tiny") / "other", seed=2)

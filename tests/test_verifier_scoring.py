@@ -67,7 +67,7 @@ def test_scores_equal_their_definitions_computed_densely(sampler, params, seed):
     logits = torch.from_numpy(rng.normal(0, 3, (4, 700)).astype(np.float32))
     ids, positions = rng.integers(0, 700, 4), rules.positions(10, 4)
     ids[0] = int(logits[0].argmax())
-    scores = score(logits, ids, seed=seed, positions=positions, params=params, contract=rules)
+    scores = score(logits.numpy(), ids, seed=seed, positions=positions, params=params, contract=rules)
     z = logits.numpy().astype(np.float64) / params.temperature
     noise = 0.0 if sampler == "greedy" else rules.gumbel(np.full(4, seed), positions, np.arange(700), 700)
     noised = z + noise
@@ -90,7 +90,7 @@ def test_greedy_params_take_the_argmax_whatever_the_contract_and_filters():
     ids = np.array([1, 0])
     params = SamplingParams(temperature=0.0, top_k=1, top_p=0.5)
     rules = contract("vllm@0.26.0/v2")
-    scores = score(logits, ids, seed=3, positions=np.array([0, 1]), params=params, contract=rules)
+    scores = score(logits.numpy(), ids, seed=3, positions=np.array([0, 1]), params=params, contract=rules)
     assert scores.exact_match.tolist() == [True, False]
     assert scores.margin.tolist() == [0.0, 4.0]
     assert scores.prob.tolist() == [1.0, 0.0]
@@ -100,15 +100,15 @@ def test_a_temperature_under_vllms_lowest_is_raised_to_it():
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     rules = contract("vllm@0.26.0/v2")
     ids, positions = np.array([1, 2]), np.array([5, 6])
-    low = score(logits, ids, seed=1, positions=positions, params=SamplingParams(temperature=0.001), contract=rules)
-    lowest = score(logits, ids, seed=1, positions=positions, params=SamplingParams(temperature=0.01), contract=rules)
+    low = score(logits.numpy(), ids, seed=1, positions=positions, params=SamplingParams(temperature=0.001), contract=rules)
+    lowest = score(logits.numpy(), ids, seed=1, positions=positions, params=SamplingParams(temperature=0.01), contract=rules)
     np.testing.assert_array_equal(low.margin, lowest.margin)
 
 
 def test_outside_the_support_margin_and_rank_are_infinite_and_never_dropped():
     logits = torch.tensor([[10.0, 0.0, -10.0]])
     params, rules = SamplingParams(top_k=1), contract("vllm@0.26.0/v2")
-    scores = score(logits, np.array([2]), seed=1, positions=np.array([0]), params=params, contract=rules)
+    scores = score(logits.numpy(), np.array([2]), seed=1, positions=np.array([0]), params=params, contract=rules)
     assert not scores.inside_support[0]
     assert np.isinf(scores.margin[0])
     assert scores.prob[0] == 0.0
@@ -118,7 +118,7 @@ def test_outside_the_support_margin_and_rank_are_infinite_and_never_dropped():
 def test_scores_join_and_slice():
     logits = torch.randn(6, 40)
     rules, ids = contract("vllm@0.26.0/v2"), np.arange(6)
-    whole = score(logits, ids, seed=1, positions=np.arange(6), params=SamplingParams(), contract=rules)
+    whole = score(logits.numpy(), ids, seed=1, positions=np.arange(6), params=SamplingParams(), contract=rules)
     parts = TokenScores.join([whole[:2], whole[2:]])
     np.testing.assert_array_equal(parts.margin, whole.margin)
     assert len(TokenScores.join([])) == 0

@@ -9,17 +9,20 @@ known by the marker tokens in their vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verifier.errors import Unsupported
 from verifier.spelling import Spelling, utf8
+from verifier.tokenization import ChatTokenizer
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ASKED, _THOUGHT, _SAID = "seedproof-asked", "seedproof-thought", "seedproof-said"
 
 _FAMILIES = (
@@ -34,35 +37,17 @@ _FAMILIES = (
 tokens are in the vocabulary is taken."""
 
 
-class ChatModel(Protocol):
-    """What is asked of a tokenizer with a chat template."""
-
-    @property
-    def spelling(self) -> Spelling:
-        """How its ids spell bytes."""
-        ...
-
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer, the likeliest first."""
-        ...
-
-    @property
-    def marker_ids(self) -> Mapping[str, int]:
-        """Ids of the added tokens by their content."""
-        ...
-
-    def render(self, messages: Sequence[Mapping[str, Any]], **fields: Any) -> str:
-        """The chat template's text. Raises Unsupported("prompt_not_renderable")."""
-        ...
-
-
 @dataclass(frozen=True)
 class Markers:
     """What a model writes before and after its reasoning."""
 
     opening: str
     closing: str
+
+    def variants(self) -> list[Markers]:
+        """These markers with the whitespace of the template, with one newline before the content, and with none."""
+        bare = Markers(self.opening.strip(), self.closing.strip())
+        return [self, Markers(self.opening, self.closing.rstrip() + "\n"), bare]
 
 
 @dataclass(frozen=True)
@@ -101,69 +86,116 @@ class AnswerText:
         return touched
 
 
-def answer_text(choice: Mapping[str, Any], model: ChatModel, *, opened: bool = False, complete: bool = True) -> AnswerText:
-    """What the model wrote for one folded choice, its end token included.
+def answer_texts(
+    choice: Mapping[str, Any], model: ChatTokenizer, *, prompt: str = "", complete: bool = True,
+    stop: Sequence[str] = (),
+) -> list[AnswerText]:  # fmt: skip
+    """What the model wrote for one folded choice, its end token included; the likeliest first.
+
+    There is more than one where the server may have trimmed the whitespace around the reasoning.
 
     Args:
         choice: `text`, `reasoning`, `tool_calls`, `finish_reason`, `stop_reason` of a recorded answer.
         model: its tokenizer and template.
-        opened: the prompt already ends in the marker that opens the reasoning.
+        prompt: text of the prompt, whose end may open the reasoning.
         complete: the answer was recorded to its end.
+        stop: the request's stop strings.
 
     Raises:
         Unsupported: `tool_call_text`, `reasoning_text`, `text_not_unicode`.
     """
-    writing = _Writing(model)
-    reasoning, text = choice.get("reasoning"), choice.get("text") or ""
-    if reasoning:
-        _write_reasoning(writing, reasoning, text, opened=opened)
-    writing.seen(text)
-    if choice.get("tool_calls"):
-        writing.hidden(_tool_call_text(choice["tool_calls"], text, model))
-    end = _end_token(choice, model, complete=complete)
-    if end is not None:
-        writing.mark(end)
-    return writing.answer()
+    text = choice.get("text") or ""
+    calls = _tool_call_text(choice["tool_calls"], text, model) if choice.get("tool_calls") else ""
+    end = _Ending.of(choice, model, complete=complete, stop=stop)
+    if not choice.get("reasoning"):
+        return [_Writing(model).seen(text).hidden(calls).ended(end)]
+    markers = reasoning_markers(model)
+    if markers is None:
+        raise Unsupported("reasoning_text", "neither the template nor the vocabulary shows how reasoning is marked")
+    opened = bool(markers.opening.strip()) and prompt.rstrip().endswith(markers.opening.strip())
+    written = []
+    for variant in markers.variants():
+        writing = _reasoned(_Writing(model), variant, choice["reasoning"], text, opened=opened)
+        answer = writing.hidden(calls).ended(end)
+        written += [answer] if answer not in written else []
+    return written
+
+
+def ends_by_token(choice: Mapping[str, Any], *, complete: bool, stop: Sequence[str] = ()) -> bool:
+    """Whether the answer certainly ended by an end token of the model's."""
+    stopped = complete and choice.get("finish_reason") in ("stop", "tool_calls")
+    told = choice.get("stop_reason")
+    return stopped and not isinstance(told, str) and (told is not None or not any(stop))
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How an answer ended: by a token, by a stop string that clients do not see, or neither; `sure` if certain."""
+
+    token: int | None = None
+    hidden: str = ""
+    sure: bool = True
+
+    @classmethod
+    def of(cls, choice: Mapping[str, Any], model: ChatTokenizer, *, complete: bool, stop: Sequence[str]) -> _Ending:
+        told = choice.get("stop_reason")
+        if not complete or choice.get("finish_reason") not in ("stop", "tool_calls"):
+            return cls()
+        if isinstance(told, str):
+            return cls(hidden="" if (choice.get("text") or "").endswith(told) else told)
+        if type(told) is int and 0 <= told < len(model.spelling.token_bytes):
+            return cls(token=told)
+        return cls(token=next(iter(model.end_token_ids), None), sure=not any(stop))
 
 
 class _Writing:
     """Collects what was seen and what was inferred; marker tokens inside the inferred parts become marks."""
 
-    def __init__(self, model: ChatModel) -> None:
+    def __init__(self, model: ChatTokenizer) -> None:
         self._model, self._data = model, bytearray()
         self._marks: list[tuple[int, int]] = []
         self._inferred: list[tuple[int, int]] = []
 
-    def seen(self, text: str) -> None:
+    def seen(self, text: str) -> _Writing:
+        start = len(self._data)
         self._data += utf8(text)
+        # what stands for bytes that were no text: which bytes, nobody says
+        for lost in re.finditer(f"{REPLACEMENT}+", text) if REPLACEMENT in text else ():
+            place = start + len(text[: lost.start()].encode())
+            self._inferred.append((place, place + len(lost[0].encode())))
+        return self
 
-    def hidden(self, text: str) -> None:
+    def hidden(self, text: str) -> _Writing:
         start = len(self._data)
         for piece in _split_at(text, self._model.marker_ids):
             if piece in self._model.marker_ids:
-                self.mark(self._model.marker_ids[piece])
+                self._mark(self._model.marker_ids[piece])
             else:
-                self.seen(piece)
+                self._data += utf8(piece)
         if len(self._data) > start:
             self._inferred.append((start, len(self._data)))
+        return self
 
-    def mark(self, token: int) -> None:
+    def ended(self, end: _Ending) -> AnswerText:
+        self.hidden(end.hidden)
+        start = len(self._data)
+        if end.token is not None:
+            self._mark(end.token)
+            self._inferred += [] if end.sure else [(start, len(self._data))]
+        return AnswerText(bytes(self._data), tuple(self._marks), tuple(self._inferred))
+
+    def _mark(self, token: int) -> None:
         self._marks.append((len(self._data), token))
         self._data += self._model.spelling.token_bytes[token]
 
-    def answer(self) -> AnswerText:
-        return AnswerText(bytes(self._data), tuple(self._marks), tuple(self._inferred))
 
-
-def _write_reasoning(writing: _Writing, reasoning: str, text: str, *, opened: bool) -> None:
-    markers = reasoning_markers(writing._model)
-    if markers is None:
-        raise Unsupported("reasoning_text", "neither the template nor the vocabulary shows how reasoning is marked")
+def _reasoned(writing: _Writing, markers: Markers, reasoning: str, text: str, *, opened: bool) -> _Writing:
     if not opened:
         writing.hidden(_yielding(markers.opening, after=reasoning))
     writing.seen(reasoning)
     if text:
-        writing.hidden(_yielding(_yielding(markers.closing, after=text), before=reasoning))
+        writing.hidden(_yielding(markers.closing, before=reasoning, after=text)).seen(text)
+    return writing
 
 
 def _yielding(marker: str, *, before: str = "", after: str = "") -> str:
@@ -173,7 +205,7 @@ def _yielding(marker: str, *, before: str = "", after: str = "") -> str:
     return marker.rstrip() if after[:1].isspace() else marker
 
 
-def reasoning_markers(model: ChatModel) -> Markers | None:
+def reasoning_markers(model: ChatTokenizer) -> Markers | None:
     """What the model writes around its reasoning, or None where that cannot be told."""
     shown = _shown_markers(model)
     if shown is not None:
@@ -185,7 +217,7 @@ def reasoning_markers(model: ChatModel) -> Markers | None:
     return None
 
 
-def _shown_markers(model: ChatModel) -> Markers | None:
+def _shown_markers(model: ChatTokenizer) -> Markers | None:
     asked = [{"role": "user", "content": _ASKED}]
     answered = [*asked, {"role": "assistant", "content": _SAID, "reasoning_content": _THOUGHT}]
     try:
@@ -204,22 +236,16 @@ def _shown_markers(model: ChatModel) -> Markers | None:
     return Markers(written, closing) if written.strip() else None
 
 
-def _opened_by_prompt(head: str, closing: str, model: ChatModel) -> Markers | None:
+def _opened_by_prompt(head: str, closing: str, model: ChatTokenizer) -> Markers | None:
     pieces = _split_at(head, model.marker_ids)
     last = next((n for n in range(len(pieces) - 1, -1, -1) if pieces[n].strip()), None)
     return None if last is None else Markers("".join(pieces[last:]), closing)
 
 
-def opens_reasoning(prompt: str, model: ChatModel) -> bool:
-    """Whether this prompt's text ends in the marker that opens the reasoning."""
-    markers = reasoning_markers(model)
-    return markers is not None and prompt.rstrip().endswith(markers.opening.strip())
-
-
-def _tool_call_text(calls: Sequence[Mapping[str, Any]], text: str, model: ChatModel) -> str:
-    """Tool calls in the template's syntax: recoverable where the arguments are plain JSON that it writes the same way."""
+def _tool_call_text(calls: Sequence[Mapping[str, Any]], text: str, model: ChatTokenizer) -> str:
+    """Tool calls in the template's syntax: recoverable where it writes their arguments as they were sent."""
     told = [_parsed(call) for call in calls]
-    asked = [{"role": "user", "content": _ASKED}]
+    asked: list[dict[str, Any]] = [{"role": "user", "content": _ASKED}]
     answered = [*asked, {"role": "assistant", "content": text, "tool_calls": told}]
     try:
         before = model.render(asked)
@@ -248,16 +274,6 @@ def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise Unsupported("tool_call_text", "the arguments of a tool call are not JSON") from error
     return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _end_token(choice: Mapping[str, Any], model: ChatModel, *, complete: bool) -> int | None:
-    """The end token that the model sampled, where it ended by itself."""
-    stopped_by = choice.get("stop_reason")
-    if not complete or choice.get("finish_reason") not in ("stop", "tool_calls") or isinstance(stopped_by, str):
-        return None
-    if type(stopped_by) is int:
-        return stopped_by if 0 <= stopped_by < len(model.spelling.token_bytes) else None
-    return next(iter(model.end_token_ids), None)
 
 
 def _split_at(text: str, markers: Mapping[str, int]) -> list[str]:

@@ -64,7 +64,7 @@ def _questions(exchange: Exchange, model: TrustedModel) -> list[_Question]:
     choices = exchange.response.get("choices") or []
     try:
         prompt = _prompt(exchange, model.tokenizer)
-        params = replayable_params(exchange.forced)
+        params = SamplingParams.from_fields(exchange.forced)
         rules = contract(exchange.sampler or "")
     except (Unsupported, InputError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported("sampling_not_replayable", str(error))
@@ -103,15 +103,6 @@ def _prompt(exchange: Exchange, tokenizer: ChatTokenizer) -> list[int]:
         tools=request.get("tools"),
         template_kwargs=request.get("chat_template_kwargs"),
     )
-
-
-def replayable_params(forced: Mapping[str, Any]) -> SamplingParams:
-    """The sampling that was forced. Raises Unsupported for parts that are not replayed."""
-    params = SamplingParams.from_fields(forced)
-    penalties = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    if penalties or params.logit_bias or params.min_tokens:
-        raise Unsupported("logits_processors", "penalties, logit_bias and min_tokens are not replayed yet")
-    return params
 
 
 def _audit(question: _Question, scores: TokenScores | None, reference: str, now: datetime) -> NewAudit:

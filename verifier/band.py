@@ -19,9 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.detectors import DETECTORS, NAMES, Cuts, Floats
+from verifier.sampling_params import SamplingParams
 
 ENTROPY_EDGES = (0.5, 2.0)
 """Nats; they part tokens into sure, middling and open ones."""
+
+
+def distribution(params: SamplingParams) -> dict[str, float] | None:
+    """What of the sampling parameters shapes the tokens' distribution, for `Band.sampling`; None for biased logits."""
+    if params.logit_bias or params.allowed_token_ids or params.bad_words_token_ids or params.min_tokens:
+        return None
+    names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    return {**{name: float(getattr(params, name)) for name in names}, "top_k": float(max(params.top_k, 0))}
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,12 @@ class Band:
         return np.digitize(entropy, self.entropy_edges)
 
     def bounds(self, entropy: NDArray[np.float32]) -> Floats:
-        """float64[n, detectors]: what is tolerated at tokens of these entropies, columns as in `NAMES`."""
-        table = np.array([self.tolerated[name] for name in NAMES])
-        return table[:, self.classes(entropy)].T
+        """What is tolerated at tokens of these entropies [..., n]: float64[..., n, detectors], as in `NAMES`."""
+        return np.asarray(self.table()[self.classes(entropy)])
+
+    def table(self) -> Floats:
+        """What is tolerated, float64[classes, detectors]."""
+        return np.stack([np.array(self.tolerated[name], np.float64) for name in NAMES], axis=1)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -118,7 +130,7 @@ def _shipped() -> Band:
         tolerated={name: (bound.get(name, 0.999),) for name in NAMES},
         honest={name: honest.get(name, 0.5) for name in NAMES},
         typical={name: bound.get(name, 0.999) for name in NAMES},
-        design_effect={name: 2.0 for name in NAMES},
+        design_effect=dict.fromkeys(NAMES, 2.0),
     )
 
 

@@ -24,6 +24,7 @@ CUT_PERCENTILE = 99.9
 TAIL_PERCENTILE = 99.7
 LOWEST_CUT = 0.05
 """Logits; about one rounding step of a bfloat16 logit. A reference that agrees to the bit would cut at 0."""
+TOLERANCE = 0.2
 SLACK = 0.005
 """Of a statistic's range: 0.04 nats of cross-entropy, 0.06 bits of rank."""
 CONFIDENCE = 0.95
@@ -38,7 +39,7 @@ def calibrate(
     honest: Sequence[Scores],
     *,
     alpha: float = 1e-3,
-    tolerance: float = 0.25,
+    tolerance: float = TOLERANCE,
     sampling: Mapping[str, float] | None = None,
     scope: Mapping[str, str] | None = None,
 ) -> Band:
@@ -62,7 +63,7 @@ def calibrate(
 def fit(
     honest: Sequence[Scores],
     *,
-    tolerance: float = 0.25,
+    tolerance: float = TOLERANCE,
     sampling: Mapping[str, float] | None = None,
     scope: Mapping[str, str] | None = None,
 ) -> Band:
@@ -77,8 +78,8 @@ def fit(
     cuts = margin_cuts(honest)
     found = [statistics(scores, cuts) for scores in honest]
     classes = [np.digitize(scores.entropy, ENTROPY_EDGES) for scores in honest]
-    effect = design_effects(found, classes)
     every, where = np.concatenate(found), np.concatenate(classes)
+    effect = _of_shared_level(design_effects(found, classes), every.mean(0))
     bounds = _bounds(every, where, effect, tolerance)
     return Band(
         cuts=cuts,
@@ -116,6 +117,17 @@ def design_effects(found: Sequence[Floats], classes: Sequence[Classes]) -> Float
     return np.asarray(np.maximum(1.0, between / np.maximum(within, 1e-300)))
 
 
+def _of_shared_level(effect: Floats, means: Floats) -> Floats:
+    """Design effects, those of rates at least what the mismatches' implies.
+
+    Rare events are too few to show their own spread. Where answers differ by a factor in their noise, all rates do, and
+    the excess spread of a count is proportional to its mean.
+    """
+    mismatch, rates = NAMES.index("mismatch"), np.array([detector.rate for detector in DETECTORS])
+    implied = 1.0 + (effect[mismatch] - 1.0) * means / max(means[mismatch], 1e-12)
+    return np.asarray(np.where(rates, np.maximum(effect, implied), effect))
+
+
 def false_positives(honest: Sequence[Scores], band: Band, *, alpha: float = 1e-3) -> FalsePositives:
     """How many sequences, each a stream of its own, the band calls deviating; and the rate's 95 % interval."""
     detectors = band.applicable(band.sampling)
@@ -136,7 +148,7 @@ def _class_means(x: Floats, where: Classes) -> Floats:
 
 def _bounds(x: Floats, where: Classes, effect: Floats, tolerance: float) -> Floats:
     """Tolerated means, float64[classes, detectors], from the statistics x of all tokens and their classes."""
-    sizes = np.bincount(where, minlength=len(ENTROPY_EDGES) + 1)[:, None]
+    sizes = np.bincount(where, minlength=len(ENTROPY_EDGES) + 1)[:, None].astype(np.float64)
     rates = (1 + tolerance) * _ceiling(x.sum(0) / effect, len(x) / effect) * _shape(x, where, sizes)
     spread = x.std(0) * np.sqrt(effect / np.maximum(sizes, 1))
     expected = _class_means(x, where) + stats.norm.ppf(CONFIDENCE) * spread + SLACK
@@ -152,7 +164,7 @@ def _ceiling(total: Floats, count: Floats) -> Floats:
 def _shape(x: Floats, where: Classes, sizes: Floats) -> Floats:
     """Rate of each entropy class over that of all tokens, with mean 1 over tokens.
 
-    Shrunk to 1 by PRIOR_EVENTS, the mean of a gamma-Poisson posterior: a class that saw no event yet is not free of them.
+    Shrunk to 1 by PRIOR_EVENTS (mean of a gamma-Poisson posterior): a class without an event yet may still have them.
     """
     events = np.array([x[where == k].sum(0) for k in range(len(sizes))])
     ratio = (events + PRIOR_EVENTS) / (sizes * x.mean(0) + PRIOR_EVENTS)

@@ -35,30 +35,38 @@ files_argument = click.argument("files", nargs=-1, required=True, type=click.Pat
 @click.option("--top-k", type=int, help="Instead of the file's own; 0 or -1 is off.")
 @click.option("--top-p", type=float, help="Instead of the file's own; 1 is off.")
 @click.option("--seed", type=int, help="Instead of the file's own.")
+@click.option("--hide-ids", is_flag=True, help="Use only messages and text, as if no token ids had been recorded.")
 @dtype_option
 @device_option
 @limit_option
 @json_option
 def verify_command(
     files: Sequence[Path], model: str, sampler: str, temperature: float | None, top_k: int | None,
-    top_p: float | None, seed: int | None, dtype: str, device: str, limit: int | None, json_path: str | None,
+    top_p: float | None, seed: int | None, hide_ids: bool, dtype: str, device: str, limit: int | None,
+    json_path: str | None,
 ) -> None:  # fmt: skip
     """Replay recorded outputs (one JSON object a line) on a trusted model and print their match rates."""
     from verifier.models import model_directory, torch_dtype
     from verifier.recordings import read_recordings
     from verifier.reference import TransformersReference
     from verifier.samplers import contract
-    from verifier.verify import verify_file
+    from verifier.tokenization import ChatTokenizer
+    from verifier.verify import verify_file, verify_hidden
 
     rules = contract(sampler)
     overrides = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     recordings = {file: read_recordings(file, overrides=overrides, limit=limit) for file in files}
-    reference = TransformersReference(model_directory(model, {}), device=device, dtype=torch_dtype(dtype))
+    directory = model_directory(model, {})
+    reference = TransformersReference(directory, device=device, dtype=torch_dtype(dtype))
+    tokenizer = ChatTokenizer(directory) if hide_ids else None
     results = []
     total = sum(len(r.sequence.output_token_ids) for rows in recordings.values() for r in rows)
     with token_progress(total, "Verifying") as advance:
         for file, rows in recordings.items():
-            results.append(verify_file(str(file), rows, reference, rules, advance))
+            if tokenizer is not None:
+                results.append(verify_hidden(str(file), rows, reference, rules, tokenizer, advance))
+            else:
+                results.append(verify_file(str(file), rows, reference, rules, advance))
     if json_path != "-":
         _print_table(results)
     write_json(json_path, {"files": [result.to_dict() for result in results]})

@@ -72,7 +72,7 @@ class SequenceScores:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Honest percentiles of the finite margins, in logits, above 0: where the mean margin is cut, where its tail begins."""
+    """Honest percentiles of the finite margins, in logits, above 0: where a margin is cut, where the tail begins."""
 
     margin: float
     tail: float
@@ -101,7 +101,7 @@ class Detector:
 
 
 def _margin(scores: Scores, cuts: Cuts) -> Any:
-    return np.minimum(scores.margin, cuts.margin) / cuts.margin
+    return np.fmin(scores.margin, cuts.margin) / cuts.margin
 
 
 def _surprise(scores: Scores) -> Any:
@@ -115,14 +115,14 @@ def _rank(scores: Scores) -> Any:
 
 
 DETECTORS = (
-    Detector("mismatch", True, True, 0.10, "share of tokens", lambda scores, _: ~scores.exact_match),
+    Detector("mismatch", True, True, 0.10, "share of tokens", lambda scores, _: np.logical_not(scores.exact_match)),
     Detector("margin", True, True, 0.20, "logits, cut", _margin),
-    Detector("margin_tail", True, True, 0.30, "share of tokens", lambda scores, cuts: scores.margin > cuts.tail),
-    Detector("support", False, True, 0.20, "share of tokens", lambda scores, _: ~np.isfinite(scores.margin)),
-    Detector("cross_entropy_high", False, False, 0.05, "nats", lambda scores, _: _surprise(scores)),
-    Detector("cross_entropy_low", False, False, 0.05, "nats", lambda scores, _: 1.0 - _surprise(scores)),
-    Detector("rank_high", False, False, 0.05, "bits", lambda scores, _: _rank(scores)),
-    Detector("rank_low", False, False, 0.05, "bits", lambda scores, _: 1.0 - _rank(scores)),
+    Detector("margin_tail", True, True, 0.40, "share of tokens", lambda scores, cuts: scores.margin > cuts.tail),
+    Detector("support", False, True, 0.14, "share of tokens", lambda scores, _: ~np.isfinite(scores.margin)),
+    Detector("cross_entropy_high", False, False, 0.04, "nats", lambda scores, _: _surprise(scores)),
+    Detector("cross_entropy_low", False, False, 0.04, "nats", lambda scores, _: 1.0 - _surprise(scores)),
+    Detector("rank_high", False, False, 0.04, "bits", lambda scores, _: _rank(scores)),
+    Detector("rank_low", False, False, 0.04, "bits", lambda scores, _: 1.0 - _rank(scores)),
 )
 BY_NAME = {detector.name: detector for detector in DETECTORS}
 NAMES = tuple(BY_NAME)
@@ -130,9 +130,9 @@ SEED_FREE = tuple(detector.name for detector in DETECTORS if not detector.seeded
 
 
 def statistics(scores: Scores, cuts: Cuts) -> Floats:
-    """What each detector makes of a sequence: float64[n, detectors] in [0, 1], columns in the order of `NAMES`."""
+    """What each detector makes of tokens [..., n]: float64[..., n, detectors] in [0, 1], in the order of `NAMES`."""
     columns = [np.asarray(detector.statistic(scores, cuts), np.float64) for detector in DETECTORS]
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=-1)
 
 
 def in_units(name: str, mean: float, cuts: Cuts) -> float:

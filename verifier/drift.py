@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from verifier.band import Band
-from verifier.detectors import NAMES, Scores, statistics
-from verifier.evidence import LOG_SHARES, ODDS, log_bets
+from verifier.detectors import NAMES, Scores
+from verifier.evidence import LOG_SHARES, ODDS, wealth_paths
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,9 @@ class Drift:
         """With the tokens of one more sequence, as `Evidence.update`."""
         if not len(scores.entropy):
             return self
-        bets = np.isin(NAMES, tuple(detectors))[:, None]
-        effect = np.array([band.design_effect[name] for name in NAMES])
-        gains = log_bets(statistics(scores, band.cuts), band.bounds(scores.entropy), effect) * bets
         before = np.array([self.log_cusum[name] for name in NAMES])
         since = np.where(before <= 0.0, self.sequences, np.array([self.since[name] for name in NAMES]))
-        paths = np.maximum(before, 0.0) + np.cumsum(gains, axis=0)
+        paths = wealth_paths(np.maximum(before, 0.0), scores, band, detectors)
         alarm_at, changed_at = self.alarm_at, self.changed_at
         hits = np.flatnonzero(np.logaddexp.reduce(paths + LOG_SHARES, axis=(1, 2)) >= -math.log(self.alpha))
         if alarm_at is None and len(hits):
@@ -65,7 +62,7 @@ class Drift:
             log_cusum={name: tuple(map(float, row)) for name, row in zip(NAMES, paths[-1], strict=True)},
             since={name: tuple(map(int, row)) for name, row in zip(NAMES, since, strict=True)},
             sequences=self.sequences + 1,
-            tokens=self.tokens + len(gains),
+            tokens=self.tokens + len(paths),
             alarm_at=alarm_at,
             changed_at=changed_at,
         )

@@ -16,9 +16,9 @@ each of which H₀ holds, then have mean ≤ 1 by Hölder's inequality.
 
 The mixture. E averages over detectors (weights of `verifier.detectors`), over θ ∈ ODDS (a discrete cousin of the
 beta-binomial mixture: it adapts to an unknown alternative), and over the sequence j at which the provider turned bad,
-with prior π₀ = 1/2, π_j = 1/(2j(j+1)): that is a Shiryaev-Roberts recursion whose restarts have total weight 1, so
+with prior π₀ = 3/4, π_j = 1/(4j(j+1)): that is a Shiryaev-Roberts recursion whose restarts have total weight 1, so
 it stays an e-process (Shin, Ramdas & Rinaldo 2023 on e-detectors). A change after 100 honest sequences costs about
-ln(20,000) ≈ 10 nats more to prove, instead of all the confidence that the honest past has built. An average of
+ln(40,000) ≈ 11 nats more to prove, instead of all the confidence that the honest past has built. An average of
 e-processes is one, whatever the dependence between them; the parts of any subset of detectors are too.
 """
 
@@ -43,29 +43,56 @@ LOG_SHARES: Floats = np.log(np.outer([detector.weight for detector in DETECTORS]
 _SEED_FREE_ROWS = np.array([name in SEED_FREE for name in NAMES])
 
 
-def log_bets(statistic: Floats, bounds: Floats, design_effect: Floats) -> Floats:
-    """Log of one token's bets at each odds.
-
-    Args:
-        statistic, bounds: float64[..., detectors], x and m above.
-        design_effect: float64[detectors].
-
-    Returns:
-        float64[..., detectors, odds]
-    """
+def log_bets(scores: Scores, band: Band) -> Floats:
+    """Log of every token's bets, tempered by the design effect: float64[..., n, detectors, odds] of scores [..., n]."""
     more = np.array(ODDS) - 1.0
-    gain = np.log1p(more * statistic[..., None]) - np.log1p(more * bounds[..., None])
-    return np.asarray(gain / design_effect[:, None])
+    effect = np.array([band.design_effect[name] for name in NAMES])[:, None]
+    gain = np.log(1.0 + more * statistics(scores, band.cuts)[..., None])
+    cost = np.log(1.0 + more * band.table()[..., None])
+    gain -= cost[band.classes(scores.entropy)]
+    gain /= effect
+    return np.asarray(gain)
 
 
 def log_start_prior(sequence: int) -> float:
     """ln π_j: prior that the provider turned bad at this sequence (from 0)."""
-    return -math.log(2.0) - (math.log(sequence * (sequence + 1)) if sequence else 0.0)
+    return -math.log(4.0 * sequence * (sequence + 1)) if sequence else math.log(0.75)
 
 
 def _log_unspent(starts: int) -> float:
     """ln of the prior mass of the starts to come, once this many (at least 1) have been allowed for."""
-    return -math.log(2.0 * starts)
+    return -math.log(4.0 * starts)
+
+
+def wealth_paths(log_wealth: Floats, scores: Scores, band: Band, detectors: Iterable[str]) -> Floats:
+    """Log-wealth after each token of one more sequence.
+
+    Args:
+        log_wealth: float64[..., detectors, odds] before it, this start allowed for.
+        scores: arrays [..., n]; leading axes are streams that are weighed side by side.
+        band, detectors: as for `Evidence.update`.
+
+    Returns:
+        float64[..., n, detectors, odds]
+    """
+    bets = log_bets(scores, band)
+    bets *= np.isin(NAMES, tuple(detectors))[:, None]
+    paths = np.cumsum(bets, axis=-3, out=bets)
+    paths += log_wealth[..., None, :, :]
+    return paths
+
+
+def mix(paths: Floats, starts: int, rows: Any = slice(None)) -> Floats:
+    """ln E after each token, float64[..., n], of paths [..., n, detectors, odds].
+
+    Args:
+        paths: from `wealth_paths`.
+        starts: how many starts the paths allow for; the prior of the rest lies idle.
+        rows: detectors to count; the others' shares are left out.
+    """
+    shares = LOG_SHARES[rows]
+    idle = _log_unspent(starts) + np.logaddexp.reduce(shares, axis=None)
+    return np.asarray(np.logaddexp(np.logaddexp.reduce(paths[..., rows, :] + shares, axis=(-2, -1)), idle))
 
 
 @dataclass(frozen=True)
@@ -115,38 +142,27 @@ class Evidence:
         """
         if not len(scores.entropy):
             return self
-        bets = np.isin(NAMES, tuple(detectors))
+        detectors = tuple(detectors)
+        used, starts = np.isin(NAMES, detectors), self.sequences + 1
         found, tolerated = statistics(scores, band.cuts), band.bounds(scores.entropy)
-        effect = np.array([band.design_effect[name] for name in NAMES])
-        growth = np.cumsum(log_bets(found, tolerated, effect) * bets[:, None], axis=0)
-        paths = self._wealth() + growth
-        ended = np.logaddexp(paths[-1], log_start_prior(self.sequences + 1))
+        paths = wealth_paths(np.array([self.log_wealth[name] for name in NAMES]), scores, band, detectors)
+        ended = np.logaddexp(paths[-1], log_start_prior(starts))
         return replace(
             self,
-            sequences=self.sequences + 1,
+            sequences=starts,
             tokens=self.tokens + len(found),
             log_wealth={name: tuple(map(float, row)) for name, row in zip(NAMES, ended, strict=True)},
-            counts=self._plus(self.counts, bets * len(found)),
-            sums=self._plus(self.sums, bets * found.sum(0)),
-            bounds=self._plus(self.bounds, bets * tolerated.sum(0)),
-            all=self.all.after(self._log_e(paths), self.tokens, self.alpha),
-            seed_free=self.seed_free.after(self._log_e(paths, _SEED_FREE_ROWS), self.tokens, self.alpha),
+            counts=self._plus(self.counts, used * len(found)),
+            sums=self._plus(self.sums, used * found.sum(0)),
+            bounds=self._plus(self.bounds, used * tolerated.sum(0)),
+            all=self.all.after(mix(paths, starts), self.tokens, self.alpha),
+            seed_free=self.seed_free.after(mix(paths, starts, _SEED_FREE_ROWS), self.tokens, self.alpha),
         )
 
     def log_e_of(self, name: str) -> float:
         """One detector's own log e-value now, before its share; it may fall below 0."""
         wealth = np.logaddexp.reduce(np.add(self.log_wealth[name], np.log(ODDS_PRIOR)))
         return float(np.logaddexp(wealth, _log_unspent(self.sequences + 1)))
-
-    def _wealth(self) -> Floats:
-        return np.array([self.log_wealth[name] for name in NAMES])
-
-    def _log_e(self, paths: Floats, rows: Any = slice(None)) -> Floats:
-        """ln E after each token, float64[n], of paths float64[n, detectors, odds]."""
-        shares = LOG_SHARES[rows]
-        mixed = np.logaddexp.reduce((paths[:, rows] + shares).reshape(len(paths), -1), axis=1)
-        idle = _log_unspent(self.sequences + 1) + np.logaddexp.reduce(shares.ravel())
-        return np.asarray(np.logaddexp(mixed, idle))
 
     @staticmethod
     def _plus(totals: Mapping[str, Any], more: Any) -> dict[str, Any]:

@@ -13,21 +13,26 @@ trace of the seed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verifier.answers import AnswerText
+from verifier.errors import BadSequence, Unsupported, VerifierError
 from verifier.reference import LogitRows
 from verifier.replay import Claim, Reference, score_rows
+from verifier.samplers.contract import SamplerContract
+from verifier.sampling_params import SamplingParams
 from verifier.scoring import TokenScores
 from verifier.sequences import TokenSequence
 from verifier.spelling import Spelling
 
 THRESHOLD = 5.0  # nats
 WINDOW = 24  # tokens after a branch by which its paths are told apart
+LONG_WINDOW = 96  # the same, for noisy answers
 MAX_TRIED = 32  # paths scored beside the first, for one answer
 MAX_DEPTH = 4  # branches within one branch
 _FIDELITIES = (0.5, 0.8, 0.97)  # share of draws that follow the seed: heavy quantization … honest noise
@@ -64,6 +69,10 @@ class _Path:
         """Nats in favour of this seed, of the tokens first … last − 1."""
         return evidence(self.scores.exact_match[first:last], self.chances[first:last])
 
+    def evidence_to(self, byte: int, first: int) -> float:
+        """The same, of the tokens from number `first` up to a byte."""
+        return self.evidence(first, self.tokens_to(byte))
+
     def start(self, token: int) -> int:
         """Byte at which a token begins."""
         return int(self.ends[token - 1]) if token else 0
@@ -81,55 +90,213 @@ def evidence(match: NDArray[np.bool_], chances: NDArray[np.float64]) -> float:
     return float(np.logaddexp.reduce(gains) - np.log(len(gains)))
 
 
-Search = Generator[list[Tail], list[TokenScores], Reading]
+Search = Generator[Tail, TokenScores, Reading]
 
 
 def search(
-    text: AnswerText, spelling: Spelling, *, greedy: bool = False, end_token_ids: Sequence[int] = ()
+    texts: Sequence[AnswerText], spelling: Spelling, *, greedy: bool = False, end_token_ids: Sequence[int] = ()
 ) -> Search:
-    """Find the path of one answer: yields paths to score, receives their scores, returns the reading. Pure.
+    """Find the path of one answer: yields what is to be scored, receives the scores, returns the reading. Pure.
+
+    Whoever runs it may throw BadSequence into it for a path that the reference cannot take; for the first path it
+    comes back out.
 
     Args:
-        text: what was written; at least one byte or mark.
+        texts: what was written; more than one where that is not certain, the likeliest first. None is empty.
         spelling: of the reference's tokenizer.
         greedy: the answer was decoded without sampling; chances are then the model's own at T = 1.
-        end_token_ids: ids that may have ended it, where the text's last mark is one of them.
+        end_token_ids: ids any of which may be the end token that the last mark stands for.
     """
-    return (yield from _Search(text, spelling, greedy, end_token_ids).run())
+    return (yield from _Search(texts, spelling, greedy, frozenset(end_token_ids)).run())
 
 
 class _Search:
-    def __init__(self, text: AnswerText, spelling: Spelling, greedy: bool, ends: Sequence[int]) -> None:
-        self._text, self._spelling, self._greedy, self._ends = text, spelling, greedy, tuple(ends)
+    def __init__(
+        self, texts: Sequence[AnswerText], spelling: Spelling, greedy: bool, end_token_ids: frozenset[int]
+    ) -> None:
+        self._texts, self._text = texts, texts[0]
+        self._spelling, self._greedy, self._end_token_ids = spelling, greedy, end_token_ids
         self._tried = self._taken = 0
-        self._unclear: list[tuple[int, int]] = []
+        self._unclear: list[slice] = []
 
     def run(self) -> Search:
-        ids = self._text.token_ids(self._spelling)
-        (scores,) = yield [Tail(ids, 0)]
-        path, settled = self._path(ids, scores), 0
+        path = yield from self._scored(Tail(self._text.token_ids(self._spelling), 0))
+        path = yield from self._likeliest_text(path)
+        settled = 0
         while self._tried < MAX_TRIED:
             branch = self._next_branch(path, settled, len(path.token_ids))
             if branch is None or path.evidence(0, branch) < -THRESHOLD:
                 break
-            path = yield from self._decide(path, branch)
+            path = yield from self._decided(path, branch)
             settled = branch + 1
         path = yield from self._with_right_end(path)
         return self._reading(path)
 
-    def _decide(self, path: _Path, branch: int) -> Generator[list[Tail], list[TokenScores], _Path]:
-        """The better of the path and those that leave it at `branch`; an open contest is noted as unclear."""
-        rival: _Path | None = self._off(path, branch)
-        horizon = int(path.ends[min(branch + WINDOW, len(path.ends) - 1)])
-        tails = [self._tail(path, branch)]
-        unclear = False
+    def _likeliest_text(self, path: _Path) -> Generator[Tail, TokenScores, _Path]:
+        """Another text only where the first one's tokens fall out of step after a stretch that was inferred."""
+        if len(self._texts) == 1 or not self._out_of_step(path):
+            return path
+        known = path.evidence(0, len(path.token_ids))
+        for text in self._texts[1:]:
+            self._tried += 1
+            try:
+                other = yield from self._scored(Tail(text.token_ids(self._spelling), 0))
+            except BadSequence:
+                continue
+            found = other.evidence(0, len(other.token_ids))
+            if found >= known + THRESHOLD:
+                path, known, self._text = other, found, text
+        return path
+
+    def _out_of_step(self, path: _Path) -> bool:
+        after = [path.tokens_to(end) for _, end in self._text.inferred]
+        return any(path.evidence(first, first + WINDOW) < 0.0 for first in after)
+
+    def _next_branch(self, path: _Path, first: int, last: int) -> int | None:
+        """The first mismatch from `first` on whose predicted token would spell the text as well."""
+        wrong = np.flatnonzero(~path.scores.exact_match[first:last]) + first
+        return next((int(i) for i in wrong if self._spells(path, int(i))), None)
+
+    def _spells(self, path: _Path, token: int) -> bool:
+        predicted, table = int(path.scores.predicted_ids[token]), self._spelling.token_bytes
+        # a special token would have left no trace in the text
+        plain = predicted < len(table) and predicted not in self._spelling.special_ids
+        return plain and self._text.allows(table[predicted], path.start(token))
+
+    def _decided(self, path: _Path, branch: int) -> Generator[Tail, TokenScores, _Path]:
+        """The path, or one that leaves it at `branch` by predicted tokens and has clearly more evidence."""
+        horizons = [int(path.ends[min(branch + n, len(path.ends) - 1)]) for n in (WINDOW, LONG_WINDOW)]
+        horizon, rival, off = horizons[0], path, branch
         for _ in range(MAX_DEPTH):
             self._tried += 1
-            (scores,) = yield tails
-            rival = self._path(tails[0].token_ids, scores, path, tails[0].first)
-            tails = []
-            ours, theirs = (p.evidence(branch, p.tokens_to(horizon)) for p in (path, rival))
-            if theirs >= THRESHOLD and theirs - ours >= THRESHOLD:
+            try:
+                rival = yield from self._scored(self._leaving(rival, off), rival)
+            except BadSequence:
+                return path
+            odds = [(rival.evidence_to(byte, branch), path.evidence_to(byte, branch)) for byte in horizons]
+            if any(theirs >= THRESHOLD and theirs - ours >= THRESHOLD for theirs, ours in odds):
                 self._taken += 1
                 return rival
+            again = self._next_branch(rival, off + 1, rival.tokens_to(horizon))
+            if again is None or rival.evidence(branch, again) < 0.0:
+                break
+            off = again
+        if all(theirs > 0.0 and theirs > ours - THRESHOLD for theirs, ours in odds):
+            self._unclear.append(_contested(path, rival, branch, horizon))
         return path
+
+    def _leaving(self, path: _Path, branch: int) -> Tail:
+        """The path up to `branch`, the token predicted there, and the rest of the text in the tokenizer's own way."""
+        predicted = int(path.scores.predicted_ids[branch])
+        rest = path.start(branch) + len(self._spelling.token_bytes[predicted])
+        ids = [*path.token_ids[:branch], predicted, *self._text.token_ids(self._spelling, rest)]
+        return Tail(ids, branch)
+
+    def _scored(self, tail: Tail, known: _Path | None = None) -> Generator[Tail, TokenScores, _Path]:
+        scores = yield tail
+        if known is not None and tail.first:
+            scores = TokenScores.join([known.scores[: tail.first], scores])
+        # without sampling every match is certain under the contract; the model's own distribution says what it shows
+        chances = np.exp(scores.logprob) if self._greedy else scores.prob
+        ends = self._spelling.ends(tail.token_ids)
+        return _Path(tail.token_ids, ends, scores, np.clip(chances.astype(np.float64), _LEAST_CHANCE, 1.0))
+
+    def _with_right_end(self, path: _Path) -> Generator[Tail, TokenScores, _Path]:
+        """The path with the end token that the contract predicts, where the model has several."""
+        last, predicted = path.token_ids[-1], int(path.scores.predicted_ids[-1])
+        if last == predicted or not {last, predicted} <= self._end_token_ids:
+            return path
+        tail = Tail([*path.token_ids[:-1], predicted], len(path.token_ids) - 1)
+        return (yield from self._scored(tail, path))
+
+    def _reading(self, path: _Path) -> Reading:
+        ambiguous = self._text.inferred_tokens(path.ends)
+        for stretch in self._unclear:
+            ambiguous[stretch] = True
+        return Reading(path.token_ids, path.scores, ambiguous, self._tried, self._taken)
+
+
+def _contested(path: _Path, rival: _Path, branch: int, horizon: int) -> slice:
+    """The path's tokens that a rival would replace: up to where both meet, or further where that shifts the rest."""
+    ends, others = path.ends[branch:], rival.ends[branch:]
+    met = np.flatnonzero(np.isin(ends, others))
+    if len(met) and ends[met[0]] == others[min(met[0], len(others) - 1)]:
+        return slice(branch, branch + int(met[0]) + 1)
+    return slice(branch, path.tokens_to(horizon))
+
+
+@dataclass(frozen=True)
+class TextClaim:
+    """An answer of which only the text is known, and how it was drawn."""
+
+    prompt_token_ids: list[int]
+    texts: Sequence[AnswerText]
+    seed: int
+    params: SamplingParams
+    contract: SamplerContract
+
+    def claim(self, token_ids: list[int]) -> Claim:
+        """The claim that these were its tokens."""
+        return Claim(TokenSequence(self.prompt_token_ids, token_ids), self.seed, self.params, self.contract)
+
+
+def read_texts(
+    reference: Reference, claims: Sequence[TextClaim], spelling: Spelling, *, end_token_ids: Sequence[int] = (),
+    on_tokens: Callable[[int], None] | None = None,
+) -> list[Reading | VerifierError]:  # fmt: skip
+    """Search all answers in step, so that each round is one batch of the reference.
+
+    An answer that cannot be encoded or scored gives its Unsupported or BadSequence in place of a reading.
+    """
+    readings: list[Reading | VerifierError | None] = [None] * len(claims)
+    searches = [
+        search(claim.texts, spelling, greedy=claim.params.is_greedy, end_token_ids=end_token_ids) for claim in claims
+    ]
+    waiting: dict[int, Tail] = {}
+
+    def advance(number: int, step: Callable[[], Tail]) -> None:
+        try:
+            waiting[number] = step()
+        except StopIteration as done:
+            readings[number] = done.value
+        except (Unsupported, BadSequence) as error:
+            readings[number] = error
+
+    for number, running in enumerate(searches):
+        advance(number, partial(next, running))
+    while waiting:
+        asked, waiting = waiting, {}
+        scored = _score_tails(reference, claims, asked, on_tokens)
+        for number, result in scored.items():
+            running = searches[number]
+            refused = isinstance(result, BadSequence)
+            advance(number, partial(running.throw if refused else running.send, result))  # type: ignore[arg-type]
+    return [reading for reading in readings if reading is not None]
+
+
+def _score_tails(
+    reference: Reference, claims: Sequence[TextClaim], tails: Mapping[int, Tail],
+    on_tokens: Callable[[int], None] | None,
+) -> dict[int, TokenScores | BadSequence]:  # fmt: skip
+    results: dict[int, TokenScores | BadSequence] = {}
+    numbers, sequences = [], []
+    for number, tail in tails.items():
+        prompt = [*claims[number].prompt_token_ids, *tail.token_ids[: tail.first]]
+        sequence = TokenSequence(prompt, tail.token_ids[tail.first :])
+        try:
+            reference.check(number, sequence)
+        except BadSequence as error:
+            results[number] = error
+            continue
+        numbers.append(number)
+        sequences.append(sequence)
+    parts: dict[int, list[TokenScores]] = {number: [] for number in numbers}
+    for rows in reference.logits(sequences):
+        number = numbers[rows.sequence]
+        tail = tails[number]
+        shifted = LogitRows(rows.sequence, rows.first + tail.first, rows.logits)
+        scores = score_rows(shifted, claims[number].claim(tail.token_ids), reference.end_token_ids)
+        parts[number].append(scores)
+        if on_tokens and not tail.first:
+            on_tokens(len(scores))
+    return {**results, **{number: TokenScores.join(pieces) for number, pieces in parts.items()}}

@@ -56,6 +56,7 @@ class TransformersReference:
         config = self._model.config.get_text_config()
         self.max_length: int = getattr(config, "max_position_embeddings", None) or 2**31
         self.width: int = self._head.weight.shape[0]
+        self.end_token_ids: tuple[int, ...] = _end_token_ids(self._model)
         self._shares_head = self._head_is_last_step()
 
     def check(self, number: int, sequence: TokenSequence, limit: int | None = None) -> None:
@@ -114,7 +115,7 @@ class TransformersReference:
         for first in range(0, len(hidden), step):
             rows = hidden[first : first + step]
             logits = self._head(rows) if self._shares_head else rows
-            yield LogitRows(number, first, logits.float())
+            yield LogitRows(number, first, logits.float().cpu())
 
     @torch.inference_mode()
     def _head_is_last_step(self) -> bool:
@@ -137,6 +138,13 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ReferenceUnreadable(f"{path} cannot be loaded as a causal language model: {first}") from error
     return model.eval()
+
+
+def _end_token_ids(model: Any) -> tuple[int, ...]:
+    """The EOS ids of the generation configuration, or else of the model's own."""
+    configured = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(int(token_id) for token_id in listed if token_id is not None)
 
 
 def packed(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[int]]:

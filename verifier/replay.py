@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from verifier.processors import History, processed
 from verifier.reference import LogitRows
 from verifier.samplers.contract import SamplerContract
 from verifier.sampling_params import SamplingParams
@@ -21,6 +22,11 @@ class Reference(Protocol):
     @property
     def width(self) -> int:
         """Logits per row."""
+        ...
+
+    @property
+    def end_token_ids(self) -> Sequence[int]:
+        """Ids that end an answer."""
         ...
 
     def check(self, number: int, sequence: TokenSequence, limit: int | None = None) -> None:
@@ -54,20 +60,22 @@ def replay(
     """
     parts: list[list[TokenScores]] = [[] for _ in claims]
     for rows in reference.logits([claim.sequence for claim in claims]):
-        scores = score_rows(rows, claims[rows.sequence])
+        scores = score_rows(rows, claims[rows.sequence], reference.end_token_ids)
         parts[rows.sequence].append(scores)
         if on_tokens:
             on_tokens(len(scores))
     return [TokenScores.join(pieces) for pieces in parts]
 
 
-def score_rows(rows: LogitRows, claim: Claim) -> TokenScores:
+def score_rows(rows: LogitRows, claim: Claim, end_token_ids: Sequence[int]) -> TokenScores:
     """Scores of the output tokens that these rows of logits belong to."""
-    output = claim.sequence.output_token_ids
+    prompt, output = claim.sequence.prompt_token_ids, claim.sequence.output_token_ids
     last = rows.first + len(rows.logits)
-    positions = claim.contract.positions(len(claim.sequence.prompt_token_ids), len(output))
+    positions = claim.contract.positions(len(prompt), len(output))
+    history = History(prompt, output, end_token_ids)
+    logits = processed(rows.logits.numpy(), rows.first, history, claim.params)
     return score(
-        rows.logits,
+        logits,
         np.asarray(output[rows.first : last], np.int64),
         seed=claim.seed,
         positions=positions[rows.first : last],

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from verifier.masses import masses
@@ -74,7 +73,7 @@ def clamp_temperature(params: SamplingParams, lowest: float) -> SamplingParams:
 
 
 def score(
-    logits: torch.Tensor,
+    logits: NDArray[np.float32],
     token_ids: NDArray[np.int64],
     *,
     seed: int,
@@ -82,17 +81,16 @@ def score(
     params: SamplingParams,
     contract: SamplerContract,
 ) -> TokenScores:
-    """Scores of claimed tokens [R] given their rows of processed logits [R, V], float32, on the CPU.
+    """Scores of claimed tokens [R] given their rows of processed logits [R, V], float32.
 
     The logits have had penalties and biases applied, but not the temperature.
     """
     params = clamp_temperature(params, contract.lowest_temperature)
-    rows = logits.numpy()
     heat = 1.0 if params.is_greedy else params.temperature
-    sums = masses(rows, heat, token_ids)
+    sums = masses(logits, heat, token_ids)
     sampler = GREEDY if params.is_greedy else contract
-    draws = sampler.draw(rows, sums.log_mass, token_ids, seed=seed, positions=positions, params=params)
-    own = rows[np.arange(len(rows)), token_ids]
+    draws = sampler.draw(logits, sums.log_mass, token_ids, seed=seed, positions=positions, params=params)
+    own = logits[np.arange(len(logits)), token_ids]
     return TokenScores(
         token_ids=token_ids,
         predicted_ids=draws.winners,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from verifier.errors import InputError
+from verifier.answers import answer_texts
+from verifier.errors import InputError, VerifierError
+from verifier.lattice import Reading, TextClaim, read_texts
 from verifier.recordings import Recording
 from verifier.replay import Claim, Reference, replay
 from verifier.samplers import SamplerContract
 from verifier.scoring import TokenScores
+from verifier.tokenization import ChatTokenizer
 
 # Logit units. A margin beyond this says "not a near-tie", and infinite ones must count, not vanish from the mean.
 MARGIN_CLIP = 1.0
@@ -29,6 +32,7 @@ class FileResult:
     outside_support: int
     mean_margin: float
     tokens_per_second: float
+    ambiguous_tokens: int = 0
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Convert to a dictionary."""
@@ -61,6 +65,40 @@ def verify_file(
     started = time.perf_counter()
     scores = TokenScores.join(replay(reference, claims, on_tokens))
     return summarize(file, len(claims), scores, time.perf_counter() - started)
+
+
+def verify_hidden(
+    file: str,
+    recordings: Sequence[Recording],
+    reference: Reference,
+    contract: SamplerContract,
+    tokenizer: ChatTokenizer,
+    on_tokens: Callable[[int], None] | None = None,
+) -> FileResult:
+    """As `verify_file`, from messages and text alone; tokens that the text leaves open are counted, not scored.
+
+    Raises InputError for a recording that cannot be read back from its text.
+    """
+    claims = [
+        TextClaim(
+            tokenizer.prompt_token_ids(recording.messages),
+            answer_texts({"text": recording.text, "finish_reason": recording.finish_reason}, tokenizer),
+            claim.seed, claim.params, contract,
+        )
+        for recording, claim in zip(recordings, claims_of(recordings, contract, file), strict=True)
+    ]  # fmt: skip
+    started = time.perf_counter()
+    readings = read_texts(
+        reference, claims, tokenizer.spelling, end_token_ids=tokenizer.end_token_ids, on_tokens=on_tokens
+    )
+    seconds = time.perf_counter() - started
+    for number, reading in enumerate(readings):
+        if isinstance(reading, VerifierError):
+            raise InputError(f"{file}: recording {number} cannot be read from its text: {reading}") from reading
+    read = [reading for reading in readings if isinstance(reading, Reading)]
+    scores = TokenScores.join([reading.scores[~reading.ambiguous] for reading in read])
+    ambiguous = sum(int(reading.ambiguous.sum()) for reading in read)
+    return replace(summarize(file, len(claims), scores, seconds), ambiguous_tokens=ambiguous)
 
 
 def summarize(file: str, sequences: int, scores: TokenScores, seconds: float) -> FileResult:

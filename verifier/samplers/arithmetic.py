@@ -44,6 +44,12 @@ def exact_float(i):
     return np.uint64(i | _TWO52_BITS).view(np.float64) - 4503599627370496.0
 
 
+@kernel
+def exact_float53(i):
+    """float64 of an integer below 2^53."""
+    return exact_float(i >> SHIFT32) * 4294967296.0 + exact_float(i & LOW32)
+
+
 _SQRT_HALF_BITS = np.uint64(0x3FE6A09E667F3BCD)
 _MANTISSA = np.uint64(0x000FFFFFFFFFFFFF)
 _EXPONENT_SHIFT = np.uint64(52)
@@ -71,3 +77,11 @@ def log1m(u):
     """log(1 − u) of float64 0 ≤ u < 1, accurate for small u too."""
     y = 1.0 - u
     return log(y) + (-u - (y - 1.0)) / y
+
+
+@kernel
+def gumbel53(word):
+    """−ln(−ln u) of u = (word + ½)·2^−53; the largest words round u to 1, where noise is infinite."""
+    u = (exact_float53(word) + 0.5) * 2.0**-53
+    inner = -log(u)
+    return -log(inner) if inner > 0.0 else np.inf

@@ -10,7 +10,6 @@ Because `gumbel` is monotone, `race` compares integer words and takes logarithms
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -72,8 +71,8 @@ class GumbelNoise:
 
         def run(a: int, b: int) -> None:
             self._race(
-                self._thresholds, logits[a:b], floors[a:b], heats[a:b], claims[a:b], keys[a:b], places[a:b], np.uint64(setting),
-                result.winners[a:b], result.leads[a:b], result.ahead[a:b],
+                self._thresholds, logits[a:b], floors[a:b], heats[a:b], claims[a:b], keys[a:b], places[a:b],
+                np.uint64(setting), result.winners[a:b], result.leads[a:b], result.ahead[a:b],
             )  # fmt: skip
 
         over_rows(count, run)
@@ -108,8 +107,15 @@ class GumbelNoise:
 
         needs = LEAST_NEED + NEED_STEP * np.arange(NEEDS)
         reachable = needs[needs <= noise_of(self._top_word)]
-        found = [bisect_left(range(top), need, 0, top, key=lambda w: noise_of(np.uint64(w))) for need in reachable]
-        return np.array(found, np.uint64)
+        # Not the bisect module: it cannot search the 2^64 words of the widest noise.
+        def least_word(need: float) -> int:
+            low, high = 0, top
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if noise_of(np.uint64(middle)) >= need else (middle + 1, high)
+            return low
+
+        return np.array([least_word(need) for need in reachable], np.uint64)
 
 
 def as_words(values: Integers) -> NDArray[np.uint64]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.samplers import mt19937
-from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, kernel, log
+from verifier.samplers.arithmetic import ZERO, gumbel53, kernel
 from verifier.samplers.contract import RaceContract
 from verifier.samplers.noise import Floats, GumbelNoise, Integers, RaceResult
 
@@ -37,14 +37,6 @@ def _key(seed, position, setting):
 @kernel
 def _word(k0, k1, k2, k3, v):
     return _mix(k0 + (v + _ONE) * _GOLDEN) >> _11
-
-
-@kernel
-def gumbel53(word):
-    """−ln(−ln u) of u = (word + ½)·2^−53; the largest words round u to 1, where noise is infinite."""
-    u = (exact_float(word >> SHIFT32) * 4294967296.0 + exact_float(word & LOW32) + 0.5) * 2.0**-53
-    inner = -log(u)
-    return -log(inner) if inner > 0.0 else np.inf
 
 
 SPLITMIX = GumbelNoise(_key, _word, gumbel53, top_word=2**53 - 1, dtype=np.float64)

@@ -15,19 +15,17 @@ from numpy.typing import NDArray
 
 from verifier.rows import over_rows
 from verifier.samplers import mt19937
-from verifier.samplers.arithmetic import SHIFT32, exact_float, kernel, log, log1m
+from verifier.samplers.arithmetic import SHIFT32, exact_float53, kernel, log, log1m
 from verifier.samplers.contract import RaceContract
 from verifier.samplers.mt19937 import SIZE, seek, temper
 from verifier.samplers.noise import BLOCK, Floats, Integers, RaceResult
 
-_LOW21, _LOW32 = np.uint64(2**21 - 1), np.uint64(2**32 - 1)
+_LOW21 = np.uint64(2**21 - 1)
 
 
 @kernel
 def _gumbel(v):
-    # v < 2^53 is too wide for exact_float in one piece.
-    u = (exact_float(v >> SHIFT32) * 4294967296.0 + exact_float(v & _LOW32)) * 2.0**-53
-    q = np.float32(-log1m(u))
+    q = np.float32(-log1m(exact_float53(v) * 2.0**-53))
     return -log(np.float64(q)) if q > np.float32(0.0) else np.inf
 
 

@@ -4,9 +4,10 @@ Source: ATen/native/cuda/DistributionTemplates.h and ATen/core/TransformationHel
 Philox. token = argmax p/q, q ~ Exp(1); in Gumbel units g = −ln q. The k-th draw of a fresh generator is Philox at
 counter offset k, so output token j of an undisturbed request has position j.
 
-A fill of N values runs on a grid of S threads (S = 256 · SMs · ⌊threads per SM / 256⌋). While N ≤ S, value i is word 0
-of Philox(seed; k, 0, i, 0) on every GPU; beyond, thread i mod S serves several values from its block's other lanes: four
-float32 values a block, or two float64 values of two words each. Row b of a tensor [B, V] holds values b·V + v of N = B·V.
+A fill of N values runs on a grid of S threads (S = 256 · SMs · ⌊threads per SM / 256⌋). While N ≤ S, value i is word
+0 of Philox(seed; k, 0, i, 0) on every GPU; beyond, thread i mod S serves several values from its block's other lanes:
+four float32 values a block, or two float64 values of two words each. Row b of a tensor [B, V] holds values b·V + v of
+N = B·V.
 q = −__logf(x): the GPU's float32 logarithm is approximate (|Δg| ≈ 3.6e-7/q), which no CPU reproduces to the bit.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.errors import UnknownContract
-from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, kernel, log, philox4x32
+from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, exact_float53, kernel, log, philox4x32
 from verifier.samplers.contract import RaceContract
 from verifier.samplers.noise import Floats, GumbelNoise, Integers, RaceResult
 
@@ -29,7 +30,7 @@ GRID_THREADS = {
     "A6000": 129024, "T4": 40960,
 }  # fmt: skip
 
-_ONE, _TWO, _THREE, _21 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(21)
+_ONE, _TWO, _21 = np.uint64(1), np.uint64(2), np.uint64(21)
 _ALMOST_ONE = np.float32(1.0 - 2.0**-24)
 
 
@@ -52,16 +53,20 @@ def _round(i, threads):
 
 
 @kernel
+def _either(one, other, bit):
+    """`other` where the bit is set; a mask, because a choice of Philox's words would keep the loop from vectorizing."""
+    return one ^ ((one ^ other) & (bit * LOW32))
+
+
+@kernel
 def _wrapped_word(k0, k1, k2, k3, v):
     """`setting` (k3) holds S in its low half and the row's first value in its high half."""
     threads, i = k3 & LOW32, v + (k3 >> SHIFT32)
     round_ = _round(i, threads)
     counter = k2 + (round_ >> _TWO)
     w = philox4x32(k0, k1, counter & LOW32, counter >> SHIFT32, i - round_ * threads, ZERO)
-    lane = round_ & _THREE
-    low = w[0] if lane == ZERO else w[1]
-    high = w[2] if lane == _TWO else w[3]
-    return low if lane < _TWO else high
+    low, high = round_ & _ONE, (round_ >> _ONE) & _ONE
+    return _either(_either(w[0], w[1], low), _either(w[2], w[3], low), high)
 
 
 @kernel
@@ -71,8 +76,8 @@ def _wide_word(k0, k1, k2, k3, v):
     round_ = _round(i, threads)
     counter = k2 + (round_ >> _ONE)
     w = philox4x32(k0, k1, counter & LOW32, counter >> SHIFT32, i - round_ * threads, ZERO)
-    odd = (round_ & _ONE) == _ONE
-    return (w[2] ^ (w[3] << _21)) if odd else (w[0] ^ (w[1] << _21))
+    odd = round_ & _ONE
+    return _either(w[0], w[2], odd) ^ (_either(w[1], w[3], odd) << _21)
 
 
 @kernel
@@ -88,7 +93,7 @@ def _gumbel(word):
 
 @kernel
 def _gumbel_bfloat16(word):
-    bits = _exponential(word).view(np.uint32)
+    bits = np.float32(_exponential(word)).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return -log(np.float64(np.uint32(rounded).view(np.float32)))
 
@@ -96,7 +101,7 @@ def _gumbel_bfloat16(word):
 @kernel
 def _gumbel_float16(word):
     q = _exponential(word)
-    bits = q.view(np.uint32)
+    bits = np.float32(q).view(np.uint32)
     rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
     # Below 2^−14 float16 steps by 2^−24, which is also float32's step in [½, 1).
     tiny = np.float32(np.float32(q + np.float32(0.5)) - np.float32(0.5))
@@ -105,8 +110,7 @@ def _gumbel_float16(word):
 
 @kernel
 def _gumbel_float64(word):
-    # word < 2^53 is too wide for exact_float in one piece.
-    x = (exact_float(word >> SHIFT32) * 4294967296.0 + exact_float(word & LOW32)) * 2.0**-53 + 2.0**-54
+    x = exact_float53(word) * 2.0**-53 + 2.0**-54
     return -log(-log(x) if x < 1.0 - 2.0**-53 else 2.0**-53)
 
 
@@ -146,14 +150,7 @@ class CudaRace(RaceContract):
     def gumbel(self, seeds: Integers, positions: Integers, columns: Integers, width: int) -> Floats:
         """Noise [R, C] of token ids `columns` [C] at each (seed, position) [R]; `width` is the logits' width V."""
         noise, offsets, setting = self._fill(positions, width)
-        if noise is not WRAPPED_RACE or self.row:
-            return noise.rows(seeds, offsets, columns, setting)
-        # Most entries still lie on the first round of the grid, where the plain kernel is several times faster.
-        first = np.asarray(columns) < self.grid_threads
-        out = np.empty((len(seeds), len(columns)), RACE.dtype)
-        out[:, first] = RACE.rows(seeds, offsets, np.asarray(columns)[first])
-        out[:, ~first] = noise.rows(seeds, offsets, np.asarray(columns)[~first], setting)
-        return out
+        return noise.rows(seeds, offsets, columns, setting)
 
     def race(
         self, logits: NDArray[np.float32], cuts: Floats, temperatures: Floats, claimed: Integers,

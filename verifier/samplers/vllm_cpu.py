@@ -12,13 +12,12 @@ vllm/v1/sample/ops/topk_topp_sampler.py.
 from __future__ import annotations
 
 from verifier.errors import UnknownContract
-from verifier.samplers.contract import RaceContract
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.splitmix import SplitMix
 from verifier.samplers.torch_cpu import CpuRace
 
 
-def contract(name: ContractName) -> RaceContract:
+def contract(name: ContractName) -> SplitMix | CpuRace:
     """`vllm[@VERSION]/cpu`; without a version, the newest."""
     name.take_options()
     if name.version is None or name.version >= (0, 32):

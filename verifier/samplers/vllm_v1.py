@@ -1,8 +1,8 @@
 """vLLM's model runner V1 on CUDA: an exponential race from a per-request torch generator (torch_cuda.py).
 
-Source: vllm/v1/sample/sampler.py and ops/topk_topp_sampler.py (0.8.5 … 0.33). Position k = output token k, while no draw
-was lost to preemption or speculation. Order, filters and ties: filters.py. Temperatures below 0.01 are raised to it;
-n > 1 takes seed + i; seed −1 means "no seed". With `use_fp64_gumbel` (0.22 and later) the fill is float64.
+Source: vllm/v1/sample/sampler.py and ops/topk_topp_sampler.py (0.8.5 … 0.33). Position k = output token k, while no
+draw was lost to preemption or speculation. Order, filters and ties: filters.py. Temperatures below 0.01 are raised to
+it; n > 1 takes seed + i; seed −1 means "no seed". With `use_fp64_gumbel` (0.22 and later) the fill is float64.
 """
 
 from __future__ import annotations

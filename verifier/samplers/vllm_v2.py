@@ -23,12 +23,21 @@ from __future__ import annotations
 import numpy as np
 
 from verifier.errors import UnknownContract
-from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, kernel, log, log1m, philox4x32
+from verifier.samplers.arithmetic import (
+    LOW32,
+    SHIFT32,
+    ZERO,
+    exact_float,
+    gumbel53,
+    kernel,
+    log,
+    log1m,
+    philox4x32,
+)
 from verifier.samplers.contract import GumbelContract
 from verifier.samplers.murmur import murmur3
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import GumbelNoise
-from verifier.samplers.splitmix import gumbel53
 
 _HALF = np.uint64(0x80000000)
 _TOP31 = np.uint64(0x7FFFFFFF)

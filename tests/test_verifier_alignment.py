@@ -1,0 +1,236 @@
+"""From recorded answers to ids: claims checked against the text, logprob entries, and text put together again."""
+
+import json
+from copy import deepcopy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded import BESIDE, golden
+from test_verifier_tokenization import KINDS, random_split, texts
+from tokenizers_made import byte_level
+
+from verifier.alignment import align
+from verifier.answers import answer_texts, reasoning_markers
+from verifier.demo_model import ensure_demo_model
+from verifier.errors import Unsupported
+from verifier.tokenization import ChatTokenizer
+
+smollm = ChatTokenizer(ensure_demo_model())
+END = smollm.end_token_ids[0]
+spelling = smollm.spelling
+
+
+def choice(text="", **fields):
+    """A folded choice as the proxy records it."""
+    empty = dict.fromkeys(("reasoning", "tool_calls", "refusal", "token_ids", "logprobs", "stop_reason"))
+    return {"index": 0, "text": text, "finish_reason": "stop", **empty, **fields}
+
+
+def refusal(answer, **options):
+    with pytest.raises(Unsupported) as caught:
+        align(answer, smollm, complete=True, **options)
+    return caught.value.reason
+
+
+def entries(token_ids):
+    return [
+        {"token": spelling.token_bytes[token].decode(errors="replace"), "logprob": -1.0, "top_logprobs": [],
+         "bytes": list(spelling.token_bytes[token])}
+        for token in token_ids
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["plain_t1", "v2_plain", "int4", "v1_pen"])
+def test_recorded_ids_are_accepted_with_the_text_that_vllm_made_of_them(name):
+    for line in golden(name).read_text().splitlines():
+        recorded = json.loads(line)
+        answer = choice(recorded["text"], token_ids=recorded["output_token_ids"],
+                        finish_reason=recorded["finish_reason"])  # fmt: skip
+        aligned = align(answer, smollm, complete=True)
+        assert (aligned.token_ids, aligned.source) == (recorded["output_token_ids"], "given")
+
+
+@pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS.keys())
+@settings(max_examples=50, deadline=None)
+@given(text=texts.filter(bool), seed=st.integers(0, 2**32), change=st.integers(0, 10**6))
+def test_any_split_is_accepted_and_any_other_token_refused(tokenizer, text, seed, change):
+    ids = random_split(text.encode(), tokenizer.spelling, seed)
+    answer = choice(text, token_ids=[*ids, tokenizer.end_token_ids[0]])
+    assert align(answer, tokenizer, complete=True).source == "given"
+    other = tokenizer.spelling.ids_by_bytes[b"Q"]
+    ids[change % len(ids)] = other
+    if tokenizer.spelling.spell(ids).decode(errors="replace").rstrip("�").strip() != text.rstrip("�").strip():
+        with pytest.raises(Unsupported, match="ids_do_not_match_text"):
+            align(choice(text, token_ids=ids), tokenizer, complete=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown", "fields"),
+    [
+        ("Hello world", "Hello world", {}),
+        (" Hello world\n", "Hello world", {}),
+        ("Hello world. STOP", "Hello world. ", {"stop_reason": "STOP"}),
+        ("Hello world. STOP", "Hello world. STOP", {"stop_reason": "STOP"}),
+        ("Hello world. STOP", "Hello world.", {"stop_reason": "STOP"}),
+        ("<think>why</think>Hello", "Hello", {"reasoning": "why"}),
+        ("A <|im_start|> b", "A <|im_start|> b", {}),
+    ],
+)
+def test_what_servers_do_to_text_is_allowed_for(written, shown, fields):
+    answer = choice(shown, token_ids=smollm.encode(written), **fields)
+    assert align(answer, smollm, complete=True).source == "given"
+
+
+def test_a_stop_string_that_only_the_request_names_counts():
+    answer = choice("Hello", token_ids=smollm.encode("Hello###"))
+    assert align(answer, smollm, complete=True, stop=["###"]).source == "given"
+    assert refusal(answer) == "ids_do_not_match_text"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        choice("Hello", token_ids=smollm.encode("Good bye")),
+        choice("Hello", token_ids=smollm.encode("Hello there, and much more")),
+        choice("Hello ", token_ids=smollm.encode("Hello STOP and much more"), stop_reason="STOP"),
+        choice("Hello", token_ids=[2**31 + 5]),
+        choice("Hello", token_ids=[10**8]),
+        choice("b", reasoning="a", token_ids=smollm.encode("b a")),
+    ],
+)
+def test_ids_that_spell_something_else_are_refused(answer):
+    assert refusal(answer) == "ids_do_not_match_text"
+
+
+def test_a_character_cut_in_two_at_the_end_is_allowed_for():
+    ids = spelling.encode("a 🍆")[:-1]
+    assert align(choice("a ", token_ids=ids, finish_reason="length"), smollm, complete=True).token_ids == ids
+
+
+def test_an_answer_whose_client_left_may_be_shorter_than_its_ids_or_longer():
+    ids = smollm.encode("one two three")
+    for text in ("one two", "one two three four"):
+        assert align(choice(text, token_ids=ids, finish_reason=None), smollm, complete=False).token_ids == ids
+
+
+def test_logprob_bytes_name_the_very_tokens():
+    ids = random_split(b"The quick brown fox", spelling, 3)
+    aligned = align(choice("The quick brown fox", logprobs=entries(ids)), smollm, complete=True)
+    assert (aligned.token_ids, aligned.source) == ([*ids, END], "logprobs")
+
+
+@pytest.mark.parametrize("form", ["id", "token_id"])
+def test_logprob_entries_may_carry_ids(form):
+    ids = random_split(b"The quick brown fox", spelling, 3)
+    told = [
+        {"token": f"token_id:{token}" if form == "token_id" else "?", "logprob": 0.0, "bytes": None}
+        | ({"id": token} if form == "id" else {})
+        for token in ids
+    ]
+    assert align(choice("The quick brown fox", logprobs=told), smollm, complete=True).token_ids == [*ids, END]
+
+
+def test_logprobs_that_spell_another_text_are_refused():
+    assert refusal(choice("Hello", logprobs=entries(smollm.encode("Good bye")))) == "ids_do_not_match_text"
+
+
+def test_logprobs_with_parts_of_characters_fall_back_to_the_text():
+    lost = [{"token": "�", "logprob": 0.0, "bytes": list("�".encode())}] * 2
+    aligned = align(choice("é", logprobs=lost), smollm, complete=True)
+    assert aligned.source == "retokenized"
+
+
+def test_text_alone_is_encoded_with_its_end_token():
+    assert align(choice("Hello"), smollm, complete=True).token_ids == [*smollm.encode("Hello"), END]
+    for answer, complete in ((choice("Hello", finish_reason="length"), True), (choice("Hello"), False)):
+        assert align(answer, smollm, complete=complete).token_ids == smollm.encode("Hello")
+
+
+def test_an_end_token_of_another_id_is_the_one_that_the_server_names():
+    assert align(choice("Hello", stop_reason=0), smollm, complete=True).token_ids[-1] == 0
+
+
+def test_a_hidden_stop_string_is_inferred_and_its_tokens_are_ambiguous():
+    (text,) = answer_texts(choice("Hello", stop_reason="\n\n"), smollm)
+    ends = spelling.ends(text.token_ids(spelling))
+    assert text.data == b"Hello\n\n"
+    assert text.inferred_tokens(ends).tolist() == [False, True]
+
+
+def test_replaced_bytes_are_ambiguous():
+    (text,) = answer_texts(choice("a � b", finish_reason="length"), smollm)
+    touched = text.inferred_tokens(spelling.ends(text.token_ids(spelling)))
+    assert touched.any()
+    assert not touched.all()
+
+
+@pytest.mark.parametrize(
+    ("template", "opening", "closing"),
+    [
+        ("Qwen-Qwen3-0.6B", "<think>\n", "\n</think>\n\n"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "<think>\n", "\n</think>\n\n"),
+        ("GLM-4.7-Flash", "<think>", "</think>"),
+    ],
+)
+def test_reasoning_markers_come_from_template_or_vocabulary(template, opening, closing):
+    source = BESIDE / "templates" / f"{template}.jinja"
+    if not source.is_file():
+        pytest.skip("the models' templates do not stand beside this checkout")
+    tokenizer = ChatTokenizer.of(deepcopy(byte_level()._tokenizer))
+    tokenizer._tokenizer.chat_template = source.read_text()
+    markers = reasoning_markers(tokenizer)
+    assert markers is not None
+    assert (markers.opening, markers.closing) == (opening, closing)
+
+
+def test_reasoning_is_joined_by_the_familys_markers():
+    thinking = byte_level()
+    texts = answer_texts(choice("It is 4.", reasoning="2 + 2"), thinking)
+    assert texts[0].data == b"<think>\n2 + 2\n</think>\n\nIt is 4.</s>"
+    assert {text.data for text in texts} > {b"<think>2 + 2</think>It is 4.</s>"}
+    kept = answer_texts(choice("\n\nIt is 4.", reasoning="\n2 + 2\n"), thinking)
+    assert kept[0].data == b"<think>\n2 + 2\n</think>\n\nIt is 4.</s>"
+    opened = answer_texts(choice("It is 4.", reasoning="2 + 2"), thinking, prompt="…<think>\n")
+    assert opened[0].data == b"2 + 2\n</think>\n\nIt is 4.</s>"
+    ids = texts[0].token_ids(thinking.spelling)
+    assert ids[0] == thinking.marker_ids["<think>"]
+    assert ids[-1] == thinking.end_token_ids[0]
+
+
+def test_reasoning_of_a_model_without_markers_is_unsupported():
+    assert refusal(choice("b", reasoning="a")) == "reasoning_text"
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+
+
+def test_tool_calls_are_written_as_the_template_writes_them():
+    source = BESIDE / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja"
+    if not source.is_file():
+        pytest.skip("the models' templates do not stand beside this checkout")
+    tokenizer = ChatTokenizer(ensure_demo_model())
+    tokenizer._tokenizer.chat_template = source.read_text()
+    (text,) = answer_texts(choice("", tool_calls=[CALL], finish_reason="tool_calls"), tokenizer)
+    syntax = b'<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
+    assert text.data == syntax
+    spaced = {**CALL, "function": {"name": "weather", "arguments": '{"city":   "Rome"}'}}
+    with pytest.raises(Unsupported, match="tool_call_text"):
+        answer_texts(choice("", tool_calls=[spaced], finish_reason="tool_calls"), tokenizer)
+
+
+@pytest.mark.parametrize("arguments", ["not JSON", '{"city": "Rome"}'])
+def test_tool_calls_that_the_template_cannot_write_are_unsupported(arguments):
+    call = {**CALL, "function": {"name": "weather", "arguments": arguments}}
+    assert refusal(choice("", tool_calls=[call], finish_reason="tool_calls")) == "tool_call_text"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x" * 50 + "\udfff"])
+def test_lone_surrogates_have_a_reason(text):
+    assert refusal(choice(text)) == "text_not_unicode"
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>" * 500, "\u200b" * 5000, "<think>" * 300, "\x00" * 100, "�" * 500])
+def test_hostile_text_is_spelled(text):
+    aligned = align(choice(text, finish_reason="length"), smollm, complete=True)
+    assert spelling.spell(aligned.token_ids, special=False).decode() == text

@@ -1,0 +1,214 @@
+"""The search for the tokenization that was sampled: on simulated draws of any split, and on recorded outputs."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded import golden
+from test_verifier_tokenization import CORPUS, KINDS
+
+from verifier.answers import AnswerText
+from verifier.errors import BadSequence
+from verifier.lattice import MAX_DEPTH, MAX_TRIED, Reading, Tail, evidence, search
+from verifier.recordings import Recording, read_recordings
+from verifier.samplers import contract
+from verifier.scoring import TokenScores
+from verifier.spelling import Spelling
+from verifier.tokenization import ChatTokenizer
+from verifier.verify import verify_file, verify_hidden
+
+TEXT = " ".join(CORPUS)
+
+
+def scores_of(tail: Tail, predicted: list[int], chance: float) -> TokenScores:
+    claimed = np.array(tail.token_ids[tail.first :], np.int64)
+    real = np.full(len(claimed), chance, np.float32)
+    rank = np.zeros(len(claimed), np.int32)
+    return TokenScores(claimed, np.array(predicted, np.int64), real, np.log(real), real, real * 0, rank, real)
+
+
+def read(text: AnswerText, spelling: Spelling, predict: Callable[[Tail], list[int]], chance: float = 0.1) -> Reading:
+    """Run a search whose model predicts by `predict` and finds every claimed token as likely as `chance`."""
+    running = search([text], spelling)
+    tail = next(running)
+    while True:
+        try:
+            tail = running.send(scores_of(tail, predict(tail), chance))
+        except StopIteration as done:
+            return done.value
+
+
+def drawn(truth: list[int], spelling: Spelling, noise: float, seed: int) -> Callable[[Tail], list[int]]:
+    """A sampler that drew `truth`: in step with it, all but a share `noise` is predicted; out of step, chance is."""
+
+    def predict(tail: Tail) -> list[int]:
+        chosen = random.Random(seed)
+        wild = [chosen.randrange(len(spelling.token_bytes)) for _ in range(len(tail.token_ids))]
+        same = next((i for i, (a, b) in enumerate(zip(tail.token_ids, truth)) if a != b), len(truth))  # noqa: B905
+        found = [truth[i] if i <= same and i < len(truth) and chosen.random() >= noise else wild[i]
+                 for i in range(len(tail.token_ids))]  # fmt: skip
+        return found[tail.first :]
+
+    return predict
+
+
+def resplit(ids: list[int], spelling: Spelling, places: list[int]) -> list[int]:
+    """The path with the tokens at some places written as two shorter ones."""
+    found: list[int] = []
+    for place, token in enumerate(ids):
+        spelled, known = spelling.token_bytes[token], spelling.ids_by_bytes
+        cuts = [n for n in range(1, len(spelled)) if spelled[:n] in known and spelled[n:] in known]
+        found += [known[spelled[: cuts[0]]], known[spelled[cuts[0] :]]] if place in places and cuts else [token]
+    return found
+
+
+@pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS.keys())
+@settings(max_examples=40, deadline=None)
+@given(places=st.lists(st.integers(0, 60), max_size=6), start=st.integers(0, 200))
+def test_splits_of_merges_are_found_wherever_they_are(tokenizer, places, start):
+    spelling, text = tokenizer.spelling, AnswerText(TEXT[start:].encode())
+    truth = resplit(text.token_ids(spelling), spelling, places)
+    reading = read(text, spelling, drawn(truth, spelling, 0.0, start))
+    assert reading.token_ids == truth
+    assert reading.scores.exact_match.all()
+    assert not reading.ambiguous.any()
+
+
+def test_the_tokenizers_own_path_needs_one_pass():
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    reading = read(text, spelling, drawn(text.token_ids(spelling), spelling, 0.02, 1))
+    assert reading.tried <= 1
+    assert reading.taken == 0
+
+
+def test_honest_noise_does_not_lead_the_search_astray():
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    for seed in range(20):
+        truth = resplit(text.token_ids(spelling), spelling, [seed, seed + 30])
+        reading = read(text, spelling, drawn(truth, spelling, 0.02, seed))
+        expected = np.mean(drawn(truth, spelling, 0.02, seed)(Tail(truth, 0)) == np.array(truth))
+        assert reading.scores.exact_match.mean() >= expected - 0.15
+
+
+def test_wrong_seeds_buy_nothing_even_where_most_predictions_fit_the_text():
+    """Predictions owe nothing to the seed, but half of the mismatching ones spell a shorter beginning of the token."""
+    spelling, text = KINDS["smollm2"].spelling, AnswerText((TEXT * 2).encode())
+    before = after = kept = ambiguous = 0
+    for seed in range(60):
+        reading, first = _unseeded(text, spelling, seed)
+        assert reading.tried < MAX_TRIED + MAX_DEPTH
+        before += first
+        after += reading.scores.exact_match[~reading.ambiguous].mean()
+        kept += 1
+        ambiguous += reading.ambiguous.mean()
+    assert after / kept - before / kept <= 0.005
+    assert ambiguous / kept <= 0.01
+
+
+def _unseeded(text: AnswerText, spelling: Spelling, seed: int) -> tuple[Reading, float]:
+    chosen, rates = random.Random(seed), []
+
+    def predict(tail: Tail) -> list[int]:
+        found = []
+        for token in tail.token_ids[tail.first :]:
+            spelled, draw = spelling.token_bytes[token], chosen.random()
+            shorter = spelling.ids_by_bytes.get(spelled[: max(1, len(spelled) // 2)], token)
+            fits = shorter != token and draw < 0.7
+            found.append(token if draw < 0.4 else shorter if fits else chosen.randrange(40000))
+        rates.append(float(np.mean(np.array(found) == tail.token_ids[tail.first :])))
+        return found
+
+    return read(text, spelling, predict, chance=0.4), rates[0]
+
+
+def test_evidence_grows_with_matches_of_unlikely_tokens_and_is_fair_without_the_seed():
+    rng = np.random.default_rng(1)
+    chances = rng.uniform(0.5, 0.9, (20000, 6))
+    ratios = [np.exp(evidence(match, p)) for match, p in zip(rng.random(chances.shape) < chances, chances, strict=True)]
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.2)
+    assert np.mean(np.array(ratios) > np.exp(5)) <= np.exp(-5)
+    assert evidence(np.array([True]), np.array([0.01])) > 4
+
+
+def test_a_special_token_is_no_alternative_to_the_text_that_looks_like_it():
+    tokenizer = KINDS["smollm2"]
+    spelling, end = tokenizer.spelling, tokenizer.end_token_ids[0]
+    text = AnswerText(b"a <|im_end|>")
+    reading = read(text, spelling, lambda tail: [end] * (len(tail.token_ids) - tail.first))
+    assert reading.tried == 0
+    assert end not in reading.token_ids
+
+
+def test_no_token_swallows_a_mark():
+    spelling = KINDS["smollm2"].spelling
+    text = AnswerText(b"ab<|im_end|>", ((2, KINDS["smollm2"].end_token_ids[0]),))
+    assert text.allows(b"ab", 0)
+    assert not text.allows(b"ab<", 0)
+    assert not text.allows(b"<", 2)
+    assert text.token_ids(spelling)[-1] == KINDS["smollm2"].end_token_ids[0]
+
+
+def test_the_end_token_is_the_one_that_the_contract_predicts():
+    spelling = KINDS["smollm2"].spelling
+    text = AnswerText(b"Hello<|im_end|>", ((5, 2),))
+    running = search([text], spelling, end_token_ids=(2, 0))
+    tail = next(running)
+    tail = running.send(scores_of(tail, [*tail.token_ids[:-1], 0], 0.1))
+    assert tail.token_ids[-1] == 0
+    with pytest.raises(StopIteration) as done:
+        running.send(scores_of(tail, [0], 0.1))
+    assert done.value.value.scores.exact_match.all()
+
+
+def test_another_layout_is_taken_where_the_first_falls_out_of_step():
+    spelling = KINDS["smollm2"].spelling
+    start = b"<think>"
+    likely = AnswerText(start + b"\n\n" + TEXT.encode(), inferred=((0, 9),))
+    real = AnswerText(start + TEXT.encode(), inferred=((0, 7),))
+    truth = real.token_ids(spelling)
+    running = search([likely, real], spelling)
+    predict = drawn(truth, spelling, 0.0, 1)
+    tail = next(running)
+    while True:
+        try:
+            tail = running.send(scores_of(tail, predict(tail), 0.1))
+        except StopIteration as done:
+            reading = done.value
+            break
+    assert reading.token_ids == truth
+    assert 0 < reading.ambiguous.sum() < 10
+
+
+def test_a_path_that_the_reference_cannot_take_is_left_and_a_first_one_comes_back():
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    truth = resplit(text.token_ids(spelling), spelling, [5])
+    running = search([text], spelling)
+    running.send(None)
+    running.send(scores_of(tail := Tail(text.token_ids(spelling), 0), drawn(truth, spelling, 0.0, 1)(tail), 0.1))
+    with pytest.raises(StopIteration) as done:
+        running.throw(BadSequence("too long"))
+    assert done.value.value.token_ids == text.token_ids(spelling)
+    running = search([text], spelling)
+    next(running)
+    with pytest.raises(BadSequence):
+        running.throw(BadSequence("too long"))
+
+
+def test_recorded_outputs_are_found_again_from_their_text(demo_directory, demo_reference):
+    tokenizer, rules = ChatTokenizer(demo_directory), contract("vllm@0.26.0/v2")
+    recordings = [r for r in read_recordings(golden("v2_plain")) if _another_path(r, tokenizer)]
+    shortest = sorted(recordings, key=lambda r: len(r.sequence.output_token_ids))[:1]
+    known = verify_file("v2_plain", shortest, demo_reference, rules)
+    hidden = verify_hidden("v2_plain", shortest, demo_reference, rules, tokenizer)
+    assert hidden.exact_match_rate == pytest.approx(known.exact_match_rate, abs=0.003)
+    assert hidden.ambiguous_tokens <= 0.01 * known.tokens
+
+
+def _another_path(recording: Recording, tokenizer: ChatTokenizer) -> bool:
+    """Whether the model wrote the text otherwise than the tokenizer would."""
+    ids, end = recording.sequence.output_token_ids, list(tokenizer.end_token_ids[:1])
+    encoded = tokenizer.spelling.encode(recording.text or "")
+    return ids not in (encoded, encoded + end)

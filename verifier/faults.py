@@ -1,0 +1,145 @@
+"""Named faults: what they do to the scores, so how many tokens would show them, and which one a deviation is like.
+
+Pure. A fault is told by its size against an honest provider's own noise: that ratio carries over between models far
+better than a rate does (4-bit weights: 14 times the honest mismatches on SmolLM2-135M, 11 times on Llama-3.1-8B in
+arXiv 2511.20621 table 6). Real faults of a kind differ; these stand for it. They serve planning and hints, never the
+verdict itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from scipy.special import ndtr
+
+from verifier.band import Band
+from verifier.detectors import BY_NAME, SURPRISE
+from verifier.evidence import ODDS, ODDS_PRIOR, log_start_prior
+
+LEAST_MISMATCH = 0.005
+LEAST_SUPPORT = 0.0005
+ANSWER_SPREAD = 0.4
+"""Standard deviation of a fault's rate between answers, over its mean; measured on golden answers: 0.2 to 0.3."""
+ANSWER_TOKENS = 200.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of deviation.
+
+    Args:
+        name: as reports print it.
+        mismatch: its mismatch rate over the honest one.
+        margin: mean margin of its mismatches, logits; their distribution is taken as exponential.
+        support: its support violations over the honest ones; 1 where filters are off.
+        surprise: change of −logprob − entropy, nats.
+        source: where the numbers come from.
+    """
+
+    name: str
+    mismatch: float
+    margin: float
+    support: float
+    surprise: float
+    source: str
+
+
+FAULTS = (
+    Fault("4-bit weights", 13.0, 0.95, 19.0, 0.18, "measured: SmolLM2-135M, 4-bit round to nearest, groups of 64"),
+    Fault("fp8 weights", 5.0, 0.33, 3.6, 0.0, "measured: SmolLM2-135M, vLLM fp8"),
+    Fault("fp8 KV cache", 3.0, 0.2, 3.0, 0.02, "published: arXiv 2511.20621 (2 to 4 times); margins assumed"),
+    Fault("temperature +0.1", 3.4, 0.14, 8.0, 0.11, "measured: SmolLM2-135M, 1.1 for 1.0"),
+    Fault("temperature -0.1", 3.0, 0.16, 1.0, -0.11, "measured: SmolLM2-135M, 1.0 for 1.1"),
+    Fault("hidden system prompt", 4.6, 0.46, 5.7, 0.05, "measured: SmolLM2-135M, system prompt left out"),
+    Fault("smaller model", 15.0, 1.5, 30.0, 0.3, "assumed: at least as far as 4-bit weights"),
+)
+
+
+def expected_means(fault: Fault, band: Band) -> dict[str, float]:
+    """Per detector that the fault moves, the mean it would have where the band was calibrated."""
+    mismatch = min(0.9, fault.mismatch * max(band.honest["mismatch"], LEAST_MISMATCH))
+    outside = fault.support * max(band.honest["support"], LEAST_SUPPORT) if fault.support > 1 else 0.0
+    outside = min(outside, mismatch)
+    cut, shift = band.cuts.margin / fault.margin, fault.surprise / (2 * SURPRISE)
+    return {
+        "mismatch": mismatch,
+        "margin": outside + (mismatch - outside) * -math.expm1(-cut) / cut,
+        "margin_tail": outside + (mismatch - outside) * math.exp(-band.cuts.tail / fault.margin),
+        "support": outside,
+        "cross_entropy_high": band.honest["cross_entropy_high"] + shift,
+        "cross_entropy_low": band.honest["cross_entropy_low"] - shift,
+    }
+
+
+def power(fault: Fault, band: Band, tokens: float, *, alpha: float, detectors: Iterable[str]) -> float:
+    """At least how probably this many tokens would have shown the fault: the best single bet's normal approximation.
+
+    Statistics between 0 and 1 are taken as 0/1 ones of the same mean, which grow slowest and spread most; the fault's
+    rate is taken to differ between answers by ANSWER_SPREAD.
+    """
+    if tokens <= 0:
+        return 0.0
+    means = expected_means(fault, band)
+    chances = [
+        _chance(means[name], band.typical[name], name, k, tokens, alpha, band.design_effect[name])
+        for name in detectors
+        if name in means and means[name] > band.typical[name]
+        for k in range(len(ODDS))
+    ]
+    return max(chances, default=0.0)
+
+
+def tokens_for(
+    fault: Fault, band: Band, *, alpha: float, detectors: Iterable[str], chance: float = 0.9
+) -> int | None:
+    """Tokens after which `power` reaches this chance; None beyond ten million."""
+    detectors = tuple(detectors)
+    high = 1
+    while power(fault, band, high, alpha=alpha, detectors=detectors) < chance:
+        high *= 2
+        if high > 10_000_000:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = power(fault, band, middle, alpha=alpha, detectors=detectors) >= chance
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def nearest(means: Mapping[str, float], band: Band) -> str:
+    """Name of the fault whose expected means are nearest to these (per detector)."""
+    return min(FAULTS, key=lambda fault: _distance(means, expected_means(fault, band))).name
+
+
+def price(name: str, k: int, alpha: float) -> float:
+    """Nats that one bet must earn alone, from a stream's first sequence on, for the mixture to reach 1/α."""
+    return -math.log(alpha) - math.log(BY_NAME[name].weight * ODDS_PRIOR[k]) - log_start_prior(0)
+
+
+def growth(mean: float, tolerated: float, k: int) -> float:
+    """Nats per token that the k-th odds earn on 0/1 statistics of this mean."""
+    return mean * math.log(ODDS[k]) - math.log1p((ODDS[k] - 1) * tolerated)
+
+
+def _chance(
+    mean: float, tolerated: float, name: str, k: int, tokens: float, alpha: float, design_effect: float
+) -> float:
+    effective, answers = tokens / design_effect, max(1.0, tokens / ANSWER_TOKENS)
+    variance = effective * mean * (1 - mean) + (ANSWER_SPREAD * mean * effective) ** 2 / answers
+    spread = math.log(ODDS[k]) * math.sqrt(max(variance, 1e-12))
+    return float(ndtr((effective * growth(mean, tolerated, k) - price(name, k, alpha)) / spread))
+
+
+def _distance(seen: Mapping[str, float], fault: Mapping[str, float]) -> float:
+    return sum((_place(name, seen[name]) - _place(name, mean)) ** 2 for name, mean in fault.items() if name in seen)
+
+
+def _place(name: str, mean: float) -> float:
+    """Rates on the log-odds scale, expectations in tenths of a nat: a unit of each tells faults apart about as well."""
+    if not BY_NAME[name].rate:
+        return mean * 2 * SURPRISE / 0.1
+    mean = min(max(mean, 1e-4), 1 - 1e-4)
+    return math.log(mean / (1 - mean))
