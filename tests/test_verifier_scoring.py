@@ -100,8 +100,10 @@ def test_a_temperature_under_vllms_lowest_is_raised_to_it():
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     rules = contract("vllm@0.26.0/v2")
     ids, positions = np.array([1, 2]), np.array([5, 6])
-    low = score(logits.numpy(), ids, seed=1, positions=positions, params=SamplingParams(temperature=0.001), contract=rules)
-    lowest = score(logits.numpy(), ids, seed=1, positions=positions, params=SamplingParams(temperature=0.01), contract=rules)
+    low, lowest = (
+        score(logits.numpy(), ids, seed=1, positions=positions, params=SamplingParams(temperature=heat), contract=rules)
+        for heat in (0.001, 0.01)
+    )
     np.testing.assert_array_equal(low.margin, lowest.margin)
 
 

@@ -1,7 +1,4 @@
-"""The audit of recorded exchanges, on one page: tokenize, align, score. I/O is the caller's.
-
-Every choice of every exchange ends in exactly one NewAudit: verified with its scores, or unsupported with a reason.
-"""
+"""The audit of recorded exchanges: questions in, one NewAudit per choice out. I/O is the caller's."""
 
 from __future__ import annotations
 
@@ -11,16 +8,15 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.audits import NewAudit, pack_scores
-from storage.models import Exchange, Outcome
-from verifier.alignment import Alignment, align
-from verifier.errors import BadSequence, InputError, Unsupported
-from verifier.replay import Claim, Reference, replay
-from verifier.samplers import contract
-from verifier.sampling_params import SamplingParams
+from storage.models import Exchange
+from verifier.errors import Unsupported, VerifierError
+from verifier.lattice import Reading, read_texts
+from verifier.questions import Question, questions_of
+from verifier.replay import Reference, replay
 from verifier.scoring import TokenScores
-from verifier.sequences import TokenSequence
 from verifier.tokenization import ChatTokenizer
 from verifier.verify import MARGIN_CLIP
 
@@ -35,111 +31,116 @@ class TrustedModel:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """One choice to be judged: a claim to replay, or the reason why it cannot be."""
+class _Answer:
+    """Scores of a question's tokens; `unclear` tells which of them the text leaves open."""
 
-    exchange: Exchange
-    choice_index: int
-    notes: dict[str, Any]
-    alignment: Alignment | None = None
-    claim: Claim | None = None
-    refusal: Unsupported | None = None
+    scores: TokenScores
+    unclear: NDArray[np.bool_]
+    on_told_prompt: TokenScores | None = None
 
 
 def audit_exchanges(
     exchanges: Sequence[Exchange], model: TrustedModel, *, now: datetime
 ) -> dict[str, list[NewAudit]]:
     """Audits of each exchange's choices, by exchange id, from one run of the reference over all of them."""
-    questions = [question for exchange in exchanges for question in _questions(exchange, model)]
-    asked = [question for question in questions if question.claim is not None]
-    scores = replay(model.reference, [question.claim for question in asked if question.claim])
-    scored = dict(zip(map(id, asked), scores, strict=True))
+    questions = [
+        question
+        for exchange in exchanges
+        for question in questions_of(exchange, model.tokenizer, model.reference)
+    ]
+    answers = {**_replayed(questions, model), **_searched(questions, model)}
     audits: dict[str, list[NewAudit]] = {exchange.id: [] for exchange in exchanges}
-    for question in questions:
-        audits[question.exchange.id].append(_audit(question, scored.get(id(question)), model.name, now))
+    for number, question in enumerate(questions):
+        audits[question.exchange.id].append(_audit(question, answers.get(number), model.name, now))
     return audits
 
 
-def _questions(exchange: Exchange, model: TrustedModel) -> list[_Question]:
-    choices = exchange.response.get("choices") or []
-    try:
-        prompt = _prompt(exchange, model.tokenizer)
-        params = SamplingParams.from_fields(exchange.forced)
-        rules = contract(exchange.sampler or "")
-    except (Unsupported, InputError) as error:
-        refusal = error if isinstance(error, Unsupported) else Unsupported("sampling_not_replayable", str(error))
-        return [_Question(exchange, choice["index"], {}, refusal=refusal) for choice in choices]
-    told = exchange.response.get("prompt_token_ids")
-    notes = {"prompt_differs": True} if told is not None and told != prompt else {}
-    base = exchange.forced.get("seed")
-    return [_question(exchange, choice, prompt, notes, base, params, rules, model) for choice in choices]
-
-
-def _question(
-    exchange: Exchange, choice: Mapping[str, Any], prompt: list[int], notes: dict[str, Any], base: Any,
-    params: SamplingParams, rules: Any, model: TrustedModel,
-) -> _Question:  # fmt: skip
-    index = int(choice["index"])
-    try:
-        alignment = align(choice, model.tokenizer, complete=exchange.outcome is Outcome.COMPLETE)
-        sequence = TokenSequence(prompt, alignment.token_ids)
-        if not alignment.token_ids:
-            raise Unsupported("empty_answer", "there is no token to verify")
-        if base is None and not params.is_greedy:
-            raise Unsupported("no_seed", "no seed was forced")
-        model.reference.check(index, sequence)
-    except Unsupported as refusal:
-        return _Question(exchange, index, notes, refusal=refusal)
-    except BadSequence as error:
-        return _Question(exchange, index, notes, refusal=Unsupported("sequence_not_scorable", str(error)))
-    claim = Claim(sequence, rules.choice_seed(int(base or 0), index), params, rules)
-    return _Question(exchange, index, notes, alignment=alignment, claim=claim)
-
-
-def _prompt(exchange: Exchange, tokenizer: ChatTokenizer) -> list[int]:
-    request = exchange.request
-    return tokenizer.prompt_token_ids(
-        request.get("messages") or [],
-        tools=request.get("tools"),
-        template_kwargs=request.get("chat_template_kwargs"),
-    )
-
-
-def _audit(question: _Question, scores: TokenScores | None, reference: str, now: datetime) -> NewAudit:
-    exchange, refusal = question.exchange, question.refusal
-    known: dict[str, Any] = {
-        "exchange_id": exchange.id, "choice_index": question.choice_index, "created_at": now,
-        "upstream": exchange.upstream, "model": exchange.model, "reference": reference,
-        "sampler": exchange.sampler, "notes": question.notes,
-    }  # fmt: skip
-    if scores is None:
-        assert refusal is not None
-        notes = {**question.notes, "detail": str(refusal)}
-        return NewAudit(**{**known, "notes": notes}, verdict_status="unsupported", reason=refusal.reason)
-    assert question.alignment is not None
-    return NewAudit(
-        **known, verdict_status="verified", token_source=question.alignment.source, **summary_columns(scores)
-    )
-
-
-def summary_columns(scores: TokenScores) -> dict[str, Any]:
-    """The audit row's sums and means of at least one token, and the packed per-token arrays."""
-    finite = np.isfinite(scores.margin)
+def _replayed(questions: Sequence[Question], model: TrustedModel) -> dict[int, _Answer | Unsupported]:
+    """Answers to the questions whose ids are known, by number."""
+    numbers = [number for number, question in enumerate(questions) if question.claim]
+    told = [number for number in numbers if questions[number].told]
+    claims = [questions[number].claim for number in numbers] + [questions[number].told for number in told]
+    scores = replay(model.reference, [claim for claim in claims if claim])
+    on_told = dict(zip(told, scores[len(numbers) :], strict=True))
     return {
-        "tokens": len(scores),
-        "exact_matches": int(scores.exact_match.sum()),
-        "exact_match_rate": float(scores.exact_match.mean()),
-        "outside_support": int((~finite).sum()),
-        "mean_margin": float(scores.margin[finite].mean()) if finite.any() else None,
-        "clipped_margin": float(np.minimum(scores.margin, MARGIN_CLIP).mean()),
-        "cross_entropy": float(-scores.logprob.mean()),
-        "mean_logit_rank": float(scores.logit_rank.mean()),
-        "mean_gumbel_rank": float(scores.gumbel_rank[finite].mean()) if finite.any() else None,
-        "scores": pack_scores(per_token(scores)),
+        number: _Answer(own, np.zeros(len(own), np.bool_), on_told.get(number))
+        for number, own in zip(numbers, scores, strict=False)
     }
 
 
-def per_token(scores: TokenScores) -> dict[str, Any]:
+def _searched(questions: Sequence[Question], model: TrustedModel) -> dict[int, _Answer | Unsupported]:
+    """Answers to the questions of which only the text is known, by number."""
+    found = [(number, question.text_claim) for number, question in enumerate(questions) if question.text_claim]
+    readings = read_texts(
+        model.reference,
+        [claim for _, claim in found],
+        model.tokenizer.spelling,
+        end_token_ids=model.tokenizer.end_token_ids,
+    )
+    return {number: _answer(reading) for (number, _), reading in zip(found, readings, strict=True)}
+
+
+def _answer(reading: Reading | VerifierError) -> _Answer | Unsupported:
+    if isinstance(reading, Unsupported):
+        return reading
+    if isinstance(reading, VerifierError):
+        return Unsupported("sequence_not_scorable", str(reading))
+    return _Answer(reading.scores, reading.ambiguous)
+
+
+def _audit(question: Question, answer: _Answer | Unsupported | None, reference: str, now: datetime) -> NewAudit:
+    exchange = question.exchange
+    refusal = question.refusal if answer is None else answer
+    known: dict[str, Any] = {
+        "exchange_id": exchange.id, "choice_index": question.choice_index, "created_at": now,
+        "upstream": exchange.upstream, "model": exchange.model, "reference": reference,
+        "sampler": exchange.sampler,
+    }  # fmt: skip
+    if isinstance(refusal, Unsupported):
+        notes = {**question.notes, "detail": str(refusal)}
+        return NewAudit(**known, notes=notes, verdict_status="unsupported", reason=refusal.reason)
+    assert isinstance(answer, _Answer)
+    return NewAudit(
+        **known,
+        notes={**question.notes, **_told_note(answer)},
+        verdict_status="verified",
+        token_source=question.source,
+        **summary_columns(answer.scores, answer.unclear),
+    )
+
+
+def _told_note(answer: _Answer) -> Mapping[str, float]:
+    told = answer.on_told_prompt
+    return {} if told is None else {"match_rate_on_told_prompt": float(told.exact_match.mean())}
+
+
+def summary_columns(scores: TokenScores, unclear: NDArray[np.bool_]) -> dict[str, Any]:
+    """The audit row's sums and means of at least one token, and the packed per-token arrays.
+
+    Unclear tokens are counted apart and enter no sum; if all are, the sums are those of none.
+    """
+    clear = scores[~unclear]
+    finite = np.isfinite(clear.margin)
+    return {
+        "tokens": len(scores),
+        "ambiguous_tokens": int(unclear.sum()),
+        "exact_matches": int(clear.exact_match.sum()),
+        "exact_match_rate": _mean(clear.exact_match),
+        "outside_support": int((~finite).sum()),
+        "mean_margin": _mean(clear.margin[finite]),
+        "clipped_margin": _mean(np.minimum(clear.margin, MARGIN_CLIP)),
+        "cross_entropy": _mean(-clear.logprob),
+        "mean_logit_rank": _mean(clear.logit_rank),
+        "mean_gumbel_rank": _mean(clear.gumbel_rank[finite]),
+        "scores": pack_scores(per_token(scores, unclear)),
+    }
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def per_token(scores: TokenScores, unclear: NDArray[np.bool_]) -> dict[str, Any]:
     """The arrays that are kept of every token."""
     return {
         "token_ids": scores.token_ids.astype(np.int32),
@@ -150,4 +151,5 @@ def per_token(scores: TokenScores) -> dict[str, Any]:
         "margin": scores.margin,
         "logit_rank": scores.logit_rank,
         "gumbel_rank": scores.gumbel_rank,
+        "ambiguous": unclear.astype(np.uint8),
     }

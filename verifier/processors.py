@@ -42,7 +42,7 @@ def processed(
     """Logits [R, V] of output tokens `first` … `first` + R − 1 as the sampler sees them; a copy if anything is on."""
     if not changes_logits(params):
         return logits
-    rows = logits.copy()
+    rows: NDArray[np.float32] = logits.copy()
     _allow_only(rows, params.allowed_token_ids)
     for token_id, bias in params.logit_bias.items():
         rows[:, token_id] += np.float32(bias)

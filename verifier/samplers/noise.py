@@ -102,7 +102,7 @@ class GumbelNoise:
         gumbel, top = self._gumbel, int(self._top_word)
 
         @njit(error_model="numpy")
-        def noise_of(w):  # type: ignore[no-untyped-def]
+        def noise_of(w):
             return gumbel(w)
 
         needs = LEAST_NEED + NEED_STEP * np.arange(NEEDS)
@@ -136,7 +136,7 @@ def _compile_race(key: Any, word: Any, gumbel: Any) -> Any:
             words[i] = word(k0, k1, k2, k3, np.uint64(base + i))
 
     @njit(nogil=True, error_model="numpy")
-    def reaches(words, threshold):  # type: ignore[no-untyped-def]
+    def reaches(words, threshold):
         """Whether any word does; without an early exit, so that it vectorizes."""
         count = 0
         for i in range(words.size):
