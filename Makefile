@@ -4,6 +4,7 @@ TORCH := 2.13.0
 TORCH_INDEX ?=
 UV := 0.13.9
 ARGS ?=
+GOLDEN ?= ../shared/golden
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -14,7 +15,7 @@ CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvid
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-engines check bench lock clean
+.PHONY: help setup demo test test-engines check bench golden lock clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +35,14 @@ test-engines: $(STAMP)  ## run the tests against real inference engines
 check: $(STAMP)  ## lint and check types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+golden: $(STAMP)  ## match rates of the full golden files (GOLDEN=DIR; about ten minutes)
+	$(BIN)/seedproof verify $(foreach f,honest_bf16 honest_bf16_seq plain_t1 t07_p09 int4 fp8 v1_pen v1_bias,$(GOLDEN)/$f.jsonl) \
+	    --model demo --sampler vllm@0.26.0/v1 $(ARGS)
+	$(BIN)/seedproof verify $(GOLDEN)/temp11.jsonl --model demo --sampler vllm@0.26.0/v1 --temperature 1.0 $(ARGS)
+	$(BIN)/seedproof verify $(GOLDEN)/greedy.jsonl --model demo --sampler greedy $(ARGS)
+	$(BIN)/seedproof verify $(foreach f,v2_plain v2_n4 v2_compiled v2_fp8,$(GOLDEN)/$f.jsonl) \
+	    --model demo --sampler vllm@0.26.0/v2 $(ARGS)
 
 bench: $(STAMP)  ## run the benchmarks that need only a CPU
 	$(BIN)/python -m bench.verify_cpu $(ARGS)

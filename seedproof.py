@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -72,10 +73,10 @@ cli.add_command(demo_command)
 cli.add_command(db)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: an error of ours is one line and a non-zero exit, never a traceback."""
     try:
-        cli()
+        cli(arguments)
     except (ProxyError, StorageError, VerifierError) as error:
         click.echo(f"seedproof: {error}", err=True)
         sys.exit(2 if isinstance(error, (ConfigError, InputError)) else 1)

@@ -7,11 +7,13 @@ exchanges      one request and its answer                   the proxy, once, and
 jobs           one exchange that has to be audited          the proxy makes it, in the exchange's transaction;
                                                             workers move it: todo -> leased -> done | failed
 audits         scores and verdict of one choice             workers, in the transaction that completes the job
+streams        the evidence and verdict of one stream       workers, in the same transaction as its audits
+calibrations   the honest band of a reference and sampler   `seedproof calibrate`
 seedproof_version  the schema's revision                    `storage.schema`, when a database is opened
 =============  ===========================================  ==================================================
 
 `storage.database.open_database` is the door: it migrates the schema and gives transactions. `exchanges`,
-`jobs` and `audits` hold the statements; each of their functions takes the session of the caller's
+`jobs`, `audits`, `streams` and `calibrations` hold the statements; each of their functions takes the session of the caller's
 transaction, so that what belongs together commits together. Nothing here reads a clock: the time is an
 argument. Statements are the same on SQLite and on Postgres.
 

@@ -52,6 +52,8 @@ class NewAudit:
     """Nats per token."""
     mean_logit_rank: float | None = None
     mean_gumbel_rank: float | None = None
+    sampling: dict[str, Any] | None = None
+    """`storage.models.Audit.sampling`."""
     notes: dict[str, Any] = field(default_factory=dict)
     scores: bytes | None = None
     """Per-token arrays from `pack_scores`."""

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    String,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -215,6 +216,10 @@ class Audit(Base):
     cross_entropy: Mapped[float | None]
     mean_logit_rank: Mapped[float | None]
     mean_gumbel_rank: Mapped[float | None]
+    sampling: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of the forced parameters, those that shape the tokens' distribution; null where logits were biased."""
+    stream_position: Mapped[int | None]
+    """Place among the audits weighed in its stream, from 1; null until `storage.streams` has handed it out."""
     notes: Mapped[dict[str, Any]]
     scores: Mapped[bytes | None]
 
@@ -226,4 +231,58 @@ class Audit(Base):
         CheckConstraint("verdict_status = 'verified' OR reason IS NOT NULL", name="unverified_has_reason"),
         Index("ix_audits_upstream_created_at", "upstream", "created_at"),
         Index("ix_audits_created_at", "created_at"),
+        Index("ix_audits_stream", "upstream", "model", "reference", "sampler", "stream_position", unique=True),
     )
+
+
+class Stream(Base):
+    """All audits of one upstream × model × reference × sampler, weighed; workers move it, audit by audit.
+
+    The audits can be weighed again from the first one: `state` follows from them and the calibration alone.
+    """
+
+    __tablename__ = "streams"
+
+    upstream: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    sampler: Mapped[str] = mapped_column(primary_key=True)
+    """Id of the contract that the configuration names; empty for none."""
+    updated_at: Mapped[datetime]
+    audits: Mapped[int]
+    """Audits weighed so far: the highest `audits.stream_position`."""
+    requests: Mapped[int]
+    """Answers that count as evidence; those skipped are in `detail`, by reason."""
+    tokens: Mapped[int]
+    verdict: Mapped[str] = mapped_column(String(32))
+    """consistent, deviates, inconclusive or unsupported; see docs/verdicts.md."""
+    reasons: Mapped[list[str]] = mapped_column(JSON)
+    log_e: Mapped[float]
+    """ln of the highest e-value so far."""
+    drift_alarm_at: Mapped[int | None]
+    """Token at which the drift alarm rang."""
+    calibration_id: Mapped[int | None]
+    """The band that `state` was made with; null for the shipped one."""
+    identified: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Which contract the first answers follow, as `verifier.identify` found it."""
+    detail: Mapped[dict[str, Any]]
+    """The whole verdict."""
+    state: Mapped[dict[str, Any]]
+    """What the next audit is weighed on."""
+
+
+class Calibration(Base):
+    """The band of an honest run, for every stream of its reference and sampler; the newest one counts."""
+
+    __tablename__ = "calibrations"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    created_at: Mapped[datetime]
+    reference: Mapped[str]
+    sampler: Mapped[str]
+    token_source: Mapped[str]
+    hardware: Mapped[str]
+    """As the user names the pair, e.g. `H100 / CPU`; empty for untold."""
+    band: Mapped[dict[str, Any]]
+
+    __table_args__ = (Index("ix_calibrations_scope", "reference", "sampler", "id"),)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from storage.audits import NewAudit, pack_scores
 from storage.models import Exchange
+from verifier.band import distribution
 from verifier.errors import Unsupported, VerifierError
 from verifier.lattice import Reading, read_texts
 from verifier.questions import Question, questions_of
@@ -105,8 +106,14 @@ def _audit(question: Question, answer: _Answer | Unsupported | None, reference: 
         notes={**question.notes, **_told_note(answer)},
         verdict_status="verified",
         token_source=question.source,
+        sampling=_sampling(question),
         **summary_columns(answer.scores, answer.unclear),
     )
+
+
+def _sampling(question: Question) -> dict[str, float] | None:
+    claim = question.claim or question.text_claim
+    return distribution(claim.params) if claim else None
 
 
 def _told_note(answer: _Answer) -> Mapping[str, float]:

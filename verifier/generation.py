@@ -73,6 +73,7 @@ class Row:
     text: AnswerText
     deliver: Callable[[Event], None]
     generated: int = 0
+    undrawn: int = 0
     last_id: int = field(default=-1)
     finished: bool = False
     cancelled: bool = False
@@ -263,9 +264,10 @@ class GenerationEngine:
             np.logaddexp.reduce(tempered, axis=1),
             winner,
             seed=row.seed,
-            positions=self._sampler.positions(len(row.served), row.generated + 1)[-1:],
+            positions=self._sampler.positions(len(row.served), row.generated + 1)[-1:] - row.undrawn,
             params=row.params,
         )
+        row.undrawn += draws.skipped
         return int(draws.winners[0])
 
     def _emit(self, row: Row, token_id: int, logprobs: torch.Tensor) -> None:

@@ -41,10 +41,11 @@ _LEAST_CHANCE = 1e-6
 
 @dataclass(frozen=True)
 class Tail:
-    """A path to be scored from token number `first` on."""
+    """A path to be scored from token number `first` on; for `undrawn` tokens before it nothing was drawn."""
 
     token_ids: list[int]
     first: int
+    undrawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class _Search:
         predicted = int(path.scores.predicted_ids[branch])
         rest = path.start(branch) + len(self._spelling.token_bytes[predicted])
         ids = [*path.token_ids[:branch], predicted, *self._text.token_ids(self._spelling, rest)]
-        return Tail(ids, branch)
+        return Tail(ids, branch, int(path.scores.undrawn[:branch].sum()))
 
     def _scored(self, tail: Tail, known: _Path | None = None) -> Generator[Tail, TokenScores, _Path]:
         scores = yield tail
@@ -206,7 +207,8 @@ class _Search:
         last, predicted = path.token_ids[-1], int(path.scores.predicted_ids[-1])
         if last == predicted or not {last, predicted} <= self._end_token_ids:
             return path
-        tail = Tail([*path.token_ids[:-1], predicted], len(path.token_ids) - 1)
+        undrawn = int(path.scores.undrawn[:-1].sum())
+        tail = Tail([*path.token_ids[:-1], predicted], len(path.token_ids) - 1, undrawn)
         return (yield from self._scored(tail, path))
 
     def _reading(self, path: _Path) -> Reading:
@@ -295,7 +297,8 @@ def _score_tails(
         number = numbers[rows.sequence]
         tail = tails[number]
         shifted = LogitRows(rows.sequence, rows.first + tail.first, rows.logits)
-        scores = score_rows(shifted, claims[number].claim(tail.token_ids), reference.end_token_ids)
+        undrawn = tail.undrawn + sum(int(part.undrawn.sum()) for part in parts[number])
+        scores = score_rows(shifted, claims[number].claim(tail.token_ids), reference.end_token_ids, undrawn)
         parts[number].append(scores)
         if on_tokens and not tail.first:
             on_tokens(len(scores))

@@ -60,15 +60,16 @@ def replay(
     """
     parts: list[list[TokenScores]] = [[] for _ in claims]
     for rows in reference.logits([claim.sequence for claim in claims]):
-        scores = score_rows(rows, claims[rows.sequence], reference.end_token_ids)
+        skipped = sum(int(part.undrawn.sum()) for part in parts[rows.sequence])
+        scores = score_rows(rows, claims[rows.sequence], reference.end_token_ids, skipped)
         parts[rows.sequence].append(scores)
         if on_tokens:
             on_tokens(len(scores))
     return [TokenScores.join(pieces) for pieces in parts]
 
 
-def score_rows(rows: LogitRows, claim: Claim, end_token_ids: Sequence[int]) -> TokenScores:
-    """Scores of the output tokens that these rows of logits belong to."""
+def score_rows(rows: LogitRows, claim: Claim, end_token_ids: Sequence[int], skipped: int = 0) -> TokenScores:
+    """Scores of the output tokens that these rows belong to; for `skipped` earlier ones the engine drew nothing."""
     prompt, output = claim.sequence.prompt_token_ids, claim.sequence.output_token_ids
     last = rows.first + len(rows.logits)
     positions = claim.contract.positions(len(prompt), len(output))
@@ -78,7 +79,7 @@ def score_rows(rows: LogitRows, claim: Claim, end_token_ids: Sequence[int]) -> T
         logits,
         np.asarray(output[rows.first : last], np.int64),
         seed=claim.seed,
-        positions=positions[rows.first : last],
+        positions=positions[rows.first : last] - skipped,
         params=claim.params,
         contract=claim.contract,
     )

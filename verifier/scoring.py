@@ -6,13 +6,15 @@ Scores of one token (paper: Token-DiFR, arXiv 2511.20621 §4.2), with z the refe
     prob           probability of the claimed token under the filtered distribution
     logprob        its log-probability under the tempered, unfiltered distribution (seed-free)
     entropy        of that distribution, in nats: what −logprob is expected to be
+    edge           rounding may decide whether the claimed or the drawn token is in the support (filters.at_the_edge)
+    undrawn        the engine took this token without a draw, because it was the only one left
     logit_rank     how many logits are larger; gumbel_rank: how many noised scores in the support are; 0 is best
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +25,13 @@ from verifier.samplers.greedy import GREEDY
 from verifier.sampling_params import SamplingParams
 
 
+def _nowhere() -> NDArray[np.bool_]:
+    return np.zeros(0, np.bool_)
+
+
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of n tokens, as arrays of length n."""
+    """Scores of n tokens, as arrays of length n; `edge` and `undrawn` are False everywhere unless told."""
 
     token_ids: NDArray[np.int64]
     predicted_ids: NDArray[np.int64]
@@ -35,6 +41,13 @@ class TokenScores:
     margin: NDArray[np.float32]
     logit_rank: NDArray[np.int32]
     gumbel_rank: NDArray[np.float32]
+    edge: NDArray[np.bool_] = field(default_factory=_nowhere)
+    undrawn: NDArray[np.bool_] = field(default_factory=_nowhere)
+
+    def __post_init__(self) -> None:
+        for name in ("edge", "undrawn"):
+            if len(getattr(self, name)) != len(self.token_ids):
+                object.__setattr__(self, name, np.zeros(len(self.token_ids), np.bool_))
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -100,4 +113,6 @@ def score(
         margin=draws.margins.astype(np.float32),
         logit_rank=sums.rank,
         gumbel_rank=draws.ahead.astype(np.float32),
+        edge=_nowhere() if draws.edge is None else draws.edge,
+        undrawn=_nowhere() if draws.undrawn is None else draws.undrawn,
     )

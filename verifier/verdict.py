@@ -69,7 +69,7 @@ class Verdict:
         log_e: ln of the highest e-value so far; `e_value` is capped at 1e300.
         p_value: 1 / e-value, valid at any time of looking.
         decided_at: token at which `deviates` was reached.
-        tokens, requests: used; skipped: requests not used, by reason.
+        tokens, requests: used; skipped: requests not used, or for seed-free evidence only, by reason.
         tokens_to_decision: more tokens until `deviates` if the rates stay as they are; None where they lie in the band.
         hint: nearest named explanation of a deviation; not part of the verdict.
     """
@@ -113,7 +113,7 @@ def judge(
         band: the one that the evidence was gathered with.
         identified: the stream's sampler contract is known to be the provider's; else seeded detectors accuse no one.
         unidentified_reason: code given with `unsupported`, e.g. ``seed_ignored``, ``sampler_changed``.
-        skipped: requests that were not used, by reason code.
+        skipped: requests that were not used, or for seed-free evidence only, by reason code.
         prompts_differ: used requests whose prompt tokens were not those of the claimed messages.
         drift: the stream's CUSUM, if it is watched.
         retokenized: token ids were found from the text, not given by the provider.
@@ -126,7 +126,7 @@ def judge(
     effects = tuple(_effect(name, evidence, band) for name in NAMES if evidence.counts[name])
     if word == "deviates":
         reasons += tuple(e.detector for e in sorted(effects, key=lambda e: -e.log_e) if _speaks(e, used, evidence))
-    if prompts_differ:
+    if prompts_differ and "prompt_tokens_differ" not in reasons:
         reasons += ("prompt_tokens_differ",)
     if drift is not None and drift.alarm_at is not None:
         reasons += ("drift_alarm",)

@@ -1,4 +1,4 @@
-"""The worker: claim, audit, commit. Any number of them share one queue; a lost lease undoes only its own work."""
+"""The worker: claim, audit, weigh, commit. Any number of them share one queue; a lost lease undoes only its own work."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from storage.audits import NewAudit
 from storage.database import Database
 from storage.jobs import Claim
 from storage.models import Exchange
+from storage.streams import StreamKey
+from verifier import streams
 from verifier.audit import TrustedModel, audit_exchanges
 from verifier.errors import VerifierError
 
@@ -98,6 +100,8 @@ class Worker:
                     await _put_back(session, claim, outcome)
                 elif await jobs.complete(session, claim):
                     await audits.add(session, outcome)
+                    for key in {stream_of(audit) for audit in outcome}:
+                        await streams.weigh(session, claim.exchange_id, key, now=_now())
 
     @contextlib.asynccontextmanager
     async def _kept_alive(self, claims: Sequence[Claim]) -> AsyncIterator[None]:
@@ -114,6 +118,11 @@ class Worker:
             await asyncio.sleep(LEASE.total_seconds() / 3)
             async with self._database.writing() as session:
                 await jobs.heartbeat(session, claims, lease=LEASE, now=_now())
+
+
+def stream_of(audit: NewAudit) -> StreamKey:
+    """The stream that an audit belongs to."""
+    return StreamKey(audit.upstream, audit.model, audit.reference, audit.sampler or "")
 
 
 async def _put_back(session: AsyncSession, claim: Claim, error: Exception) -> None:

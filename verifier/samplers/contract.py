@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.filters import Support, support
+from verifier.filters import Support, at_the_edge, softened, support
 from verifier.samplers.noise import Floats, GumbelNoise, Integers, RaceResult
 from verifier.sampling_params import SamplingParams
 
@@ -25,15 +25,22 @@ class Draws:
         prob: probability of the claimed token under the filtered distribution.
         ahead: how many tokens of the support score higher than the claimed one; infinite outside the support. Where
             a distribution function is inverted: how many tokens lie from the claimed one to the one drawn.
-        skipped: for how many of these rows the engine drew nothing, because one token was left: the positions of all
-            later rows of the request are lower by as many.
+        undrawn: rows for which the engine drew nothing, because one token was left; None is none of them.
+        edge: rows where rounding may decide which tokens the filters leave (`filters.at_the_edge`); None is nowhere.
+            A claimed token that misses the support by as little is drawn for as if it were inside.
     """
 
     winners: NDArray[np.int64]
     margins: NDArray[np.float64]
     prob: NDArray[np.float64]
     ahead: NDArray[np.float64]
-    skipped: int = 0
+    undrawn: NDArray[np.bool_] | None = None
+    edge: NDArray[np.bool_] | None = None
+
+    @property
+    def skipped(self) -> int:
+        """How many rows were undrawn: the positions of all later rows of the request are lower by as many."""
+        return 0 if self.undrawn is None else int(self.undrawn.sum())
 
 
 class SamplerContract(Protocol):
@@ -92,14 +99,16 @@ class RaceContract(ABC):
         heat = params.temperature
         kept = self.support(logits, log_mass, params)
         heats, seeds = np.full(len(logits), heat), np.full(len(logits), seed, np.int64)
-        race = self.race(logits, kept.cuts, heats, claimed, seeds, positions)
         own = logits[np.arange(len(logits)), claimed]
-        inside = own >= kept.cuts
+        cuts = softened(kept.cuts, own)
+        race = self.race(logits, cuts, heats, claimed, seeds, positions)
+        inside = own >= cuts
         return Draws(
             winners=race.winners,
             margins=heat * race.leads,
             prob=np.where(inside, np.exp(own / heat - kept.log_mass), 0.0),
             ahead=np.where(inside, race.ahead, np.inf),
+            edge=at_the_edge(logits, kept.cuts, np.asarray(claimed, np.int64), race.winners),
         )
 
 

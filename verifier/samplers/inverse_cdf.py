@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.filters import EDGE
 from verifier.rows import over_rows
 from verifier.samplers.contract import Draws
 from verifier.samplers.noise import Integers
@@ -87,16 +88,18 @@ class InverseCdfContract(ABC):
         places = np.asarray(positions, np.int64) - (np.cumsum(single) - single)
         uniforms = self.uniforms(seed, places)
         winners, (margins, prob, ahead) = np.empty(count, np.int64), np.empty((3, count))
+        edge = np.zeros(count, np.bool_)
 
         def run(a: int, b: int) -> None:
             for r in range(a, b):
                 ids = self.kept(logits[r], float(log_mass[r]), params)
+                ids, edge[r] = with_claimed(ids, logits[r], int(claimed[r]))
                 found = self._invert(logits[r], ids, int(claimed[r]), uniforms[r], params.temperature)
                 winners[r], margins[r], prob[r] = ids[found.winner], found.margin, found.prob
                 ahead[r] = abs(found.winner - found.claimed) if np.isfinite(found.margin) else np.inf
 
         over_rows(count, run)
-        return Draws(winners, margins, prob, ahead, skipped=int(single.sum()))
+        return Draws(winners, margins, prob, ahead, undrawn=single.astype(np.bool_), edge=edge)
 
     def _invert(
         self, row: NDArray[np.float32], ids: NDArray[np.int32], claimed: int, uniform: float, temperature: float
@@ -115,6 +118,18 @@ class InverseCdfContract(ABC):
         if self.draws_from_one:
             return np.zeros(len(logits), np.int64)
         return np.array([len(self.kept(z, float(m), params)) == 1 for z, m in zip(logits, log_mass, strict=True)], int)
+
+
+def with_claimed(
+    ids: NDArray[np.int32], row: NDArray[np.float32], claimed: int
+) -> tuple[NDArray[np.int32], bool]:
+    """The kept ids in their order, with the claimed one where it misses them by no more than EDGE; whether it did."""
+    lowest = row[ids].min()
+    if row[claimed] > lowest or claimed in ids or row[claimed] < lowest - EDGE:
+        return ids, False
+    in_vocabulary_order = bool((np.diff(ids) > 0).all()) and len(ids) > 1
+    place = int(np.searchsorted(ids, claimed)) if in_vocabulary_order else len(ids)
+    return np.insert(ids, place, claimed).astype(np.int32), True
 
 
 def exclusive(z: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

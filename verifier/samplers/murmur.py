@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from verifier.samplers.arithmetic import LOW32, kernel
+from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, kernel
 
 _C1, _C2, _STEP = np.uint64(0xCC9E2D51), np.uint64(0x1B873593), np.uint64(0xE6546B64)
 _F1, _F2 = np.uint64(0x85EBCA6B), np.uint64(0xC2B2AE35)
 _5, _13, _15, _16, _17, _19 = (np.uint64(n) for n in (5, 13, 15, 16, 17, 19))
+
+
+@kernel
+def murmur_key(seed, position, setting):
+    """A contract's key: seed and position as three words."""
+    return seed & LOW32, seed >> SHIFT32, position & LOW32, ZERO
 
 
 @kernel

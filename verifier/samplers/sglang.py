@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.errors import UnknownContract
-from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, kernel, log
+from verifier.filters import EDGE
+from verifier.samplers.arithmetic import LOW32, ZERO, exact_float, kernel, log
 from verifier.samplers.contract import Draws, GumbelContract
-from verifier.samplers.murmur import murmur3
+from verifier.samplers.murmur import murmur3, murmur_key
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import GumbelNoise, Integers
 from verifier.samplers.ordering import descending, is_filtered, running_mass
@@ -72,11 +73,6 @@ def _gumbel_054(word):
 
 
 @kernel
-def _murmur_key(seed, position, setting):
-    return seed & LOW32, seed >> SHIFT32, position & LOW32, ZERO
-
-
-@kernel
 def _murmur_word(k0, k1, k2, k3, v):
     return murmur3(k0, k1, k2, v & LOW32, ZERO)
 
@@ -97,8 +93,8 @@ def _gumbel_0518(word):
 ERAS = {
     (0, 5, 3): (GumbelNoise(_product_key, _product_word, _gumbel_053, top_word=2**24 - 1), 1e-9),
     (0, 5, 4): (GumbelNoise(_product_key, _product_word, _gumbel_054, top_word=2**24 - 1), 1e-10),
-    (0, 5, 9): (GumbelNoise(_murmur_key, _murmur_word, _gumbel_059, top_word=2**32 - 1, dtype=np.float64), 0.0),
-    (0, 5, 18): (GumbelNoise(_murmur_key, _murmur_word, _gumbel_0518, top_word=2**32 - 1, dtype=np.float64), 0.0),
+    (0, 5, 9): (GumbelNoise(murmur_key, _murmur_word, _gumbel_059, top_word=2**32 - 1, dtype=np.float64), 0.0),
+    (0, 5, 18): (GumbelNoise(murmur_key, _murmur_word, _gumbel_0518, top_word=2**32 - 1, dtype=np.float64), 0.0),
 }
 
 
@@ -169,10 +165,13 @@ class SGLang(GumbelContract):
         count = len(orders)
         rows = np.arange(count)
         ranked = self._scores(np.stack([logits[r][orders[r]] for r in rows]), log_mass, params)
-        for r in rows if is_filtered(params) else ():
-            ranked[r, prefix(logits[r][orders[r]], float(log_mass[r]), params) :] = -np.inf
         hits = np.stack(orders) == np.asarray(claimed)[:, None]
-        ranks = hits.argmax(1)
+        ranks, edge = hits.argmax(1), np.zeros(count, np.bool_)
+        for r in rows if is_filtered(params) else ():
+            z = logits[r][orders[r]]
+            kept = prefix(z, float(log_mass[r]), params)
+            edge[r] = hits[r].any() and ranks[r] >= kept and z[ranks[r]] >= z[kept - 1] - np.float32(EDGE)
+            ranked[r, max(kept, ranks[r] + 1 if edge[r] else 0) :] = -np.inf
         inside = hits.any(1) & (ranked[rows, ranks] > -np.inf)
         lowest = np.full(count, np.finfo(np.float32).min)
         race = self.race(ranked, lowest, np.ones(count), ranks, np.full(count, seed, np.int64), positions)
@@ -182,6 +181,7 @@ class SGLang(GumbelContract):
             margins=np.where(inside, params.temperature * race.leads, np.inf),
             prob=np.where(inside, np.exp(ranked[rows, ranks] - kept), 0.0),
             ahead=np.where(inside, race.ahead, np.inf),
+            edge=edge,
         )
 
 
@@ -192,7 +192,7 @@ def nearer(one: Draws, other: Draws) -> Draws:
 
 
 def _combine(column: Callable[[str], NDArray[Any]]) -> Draws:
-    return Draws(column("winners"), column("margins"), column("prob"), column("ahead"))
+    return Draws(column("winners"), column("margins"), column("prob"), column("ahead"), edge=column("edge"))
 
 
 def contract(name: ContractName) -> SGLang:

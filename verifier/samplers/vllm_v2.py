@@ -35,7 +35,7 @@ from verifier.samplers.arithmetic import (
     philox4x32,
 )
 from verifier.samplers.contract import GumbelContract
-from verifier.samplers.murmur import murmur3
+from verifier.samplers.murmur import murmur3, murmur_key
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import GumbelNoise
 
@@ -118,11 +118,6 @@ def _gumbel_e(word):
 
 
 @kernel
-def _murmur_key(seed, position, setting):
-    return seed & LOW32, seed >> SHIFT32, position & LOW32, ZERO
-
-
-@kernel
 def _murmur_word(k0, k1, k2, k3, v):
     return LOW32 - murmur3(k0, k1, k2, v & LOW32, ZERO)
 
@@ -162,10 +157,10 @@ ERAS = {
     "C": GumbelNoise(_philox_key, _wide_word, _gumbel_c, top_word=2**64 - 1, dtype=np.float64),
     "D": GumbelNoise(_philox_key, _folded_word, _gumbel_d, top_word=2**31 - 1),
     "E": GumbelNoise(_philox_key, _flipped_word, _gumbel_e, top_word=2**31 - 1),
-    "F": GumbelNoise(_murmur_key, _murmur_word, _gumbel_f, top_word=2**32 - 1),
+    "F": GumbelNoise(murmur_key, _murmur_word, _gumbel_f, top_word=2**32 - 1),
 }
 
-WIDE_F = GumbelNoise(_murmur_key, _murmur_wide_word, gumbel53, top_word=2**53 - 1, dtype=np.float64)
+WIDE_F = GumbelNoise(murmur_key, _murmur_wide_word, gumbel53, top_word=2**53 - 1, dtype=np.float64)
 
 # First version of each era, oldest first.
 STARTS = {(0, 12): "A", (0, 17): "B", (0, 19): "C", (0, 22): "D", (0, 24): "E", (0, 31): "F"}

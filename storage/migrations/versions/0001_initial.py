@@ -1,4 +1,4 @@
-"""Exchanges, jobs, audits.
+"""Exchanges, jobs, audits, streams, calibrations.
 
 A migration states its tables in full: importing the models would change history whenever they change.
 """
@@ -16,6 +16,8 @@ def upgrade() -> None:
     create_exchanges()
     create_jobs()
     create_audits()
+    create_streams()
+    create_calibrations()
 
 
 def create_exchanges() -> None:
@@ -101,6 +103,8 @@ def create_audits() -> None:
         sa.Column("cross_entropy", sa.Double(), nullable=True),
         sa.Column("mean_logit_rank", sa.Double(), nullable=True),
         sa.Column("mean_gumbel_rank", sa.Double(), nullable=True),
+        sa.Column("sampling", sa.JSON(), nullable=True),
+        sa.Column("stream_position", sa.Integer(), nullable=True),
         sa.Column("notes", sa.JSON(), nullable=False),
         sa.Column("scores", sa.LargeBinary(), nullable=True),
         check("audits", "verdict_status", "verdict_status IN ('verified', 'unsupported', 'failed')"),
@@ -114,6 +118,46 @@ def create_audits() -> None:
     )
     op.create_index("ix_audits_upstream_created_at", "audits", ["upstream", "created_at"])
     op.create_index("ix_audits_created_at", "audits", ["created_at"])
+    stream = ["upstream", "model", "reference", "sampler", "stream_position"]
+    op.create_index("ix_audits_stream", "audits", stream, unique=True)
+
+
+def create_streams() -> None:
+    op.create_table(
+        "streams",
+        sa.Column("upstream", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("reference", sa.Text(), nullable=False),
+        sa.Column("sampler", sa.Text(), nullable=False),
+        moment("updated_at"),
+        sa.Column("audits", sa.Integer(), nullable=False),
+        sa.Column("requests", sa.Integer(), nullable=False),
+        sa.Column("tokens", sa.Integer(), nullable=False),
+        sa.Column("verdict", sa.String(32), nullable=False),
+        sa.Column("reasons", sa.JSON(), nullable=False),
+        sa.Column("log_e", sa.Double(), nullable=False),
+        sa.Column("drift_alarm_at", sa.Integer(), nullable=True),
+        sa.Column("calibration_id", sa.Integer(), nullable=True),
+        sa.Column("identified", sa.JSON(), nullable=True),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.Column("state", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("upstream", "model", "reference", "sampler", name="pk_streams"),
+    )
+
+
+def create_calibrations() -> None:
+    op.create_table(
+        "calibrations",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        moment("created_at"),
+        sa.Column("reference", sa.Text(), nullable=False),
+        sa.Column("sampler", sa.Text(), nullable=False),
+        sa.Column("token_source", sa.Text(), nullable=False),
+        sa.Column("hardware", sa.Text(), nullable=False),
+        sa.Column("band", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_calibrations"),
+    )
+    op.create_index("ix_calibrations_scope", "calibrations", ["reference", "sampler", "id"])
 
 
 def moment(name: str, *, nullable: bool = False) -> "sa.Column[object]":

@@ -1,0 +1,91 @@
+"""The command line as a person meets it: results, and errors of one clear line."""
+
+import json
+import socket
+
+import pytest
+from recorded import golden
+
+from seedproof import main
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def test_verify_writes_what_it_found_as_json(demo_directory, tmp_path, capsys):
+    found = tmp_path / "result.json"
+    options = ("--model", demo_directory, "--sampler", "vllm@0.26.0/v2", "--limit", "1", "--json", found)
+    assert run("verify", golden("v2_plain"), *options) == 0
+    (result,) = json.loads(found.read_text())["files"]
+    assert set(result) >= {
+        "file", "sequences", "tokens", "exact_match_rate", "outside_support", "mean_margin", "tokens_per_second"
+    }
+    assert (result["sequences"], result["tokens"]) == (1, 46)
+    assert result["exact_match_rate"] > 0.95
+    assert "match rate" in capsys.readouterr().out
+
+
+def test_verify_takes_overrides_and_prints_json_alone_where_asked(demo_directory, capsys):
+    options = ("--model", demo_directory, "--sampler", "vllm@0.26.0/v2", "--limit", "1", "--seed", "3", "--json", "-")
+    assert run("verify", golden("v2_plain"), *options) == 0
+    (result,) = json.loads(capsys.readouterr().out)["files"]
+    assert result["exact_match_rate"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("no-such-file.jsonl", "--model", "demo", "--sampler", "greedy"), "cannot be read"),
+        ((golden("v2_plain"), "--model", "no-such-dir", "--sampler", "greedy"), "config.json is missing"),
+        ((golden("v2_plain"), "--model", "demo", "--sampler", "vlm"), "did you mean 'vllm'"),
+        ((golden("v1_noseed"), "--model", "demo", "--sampler", "vllm@0.26.0/v1"), "has no seed; give one with --seed"),
+        ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--dtype", "f32"), "dtype 'f32'"),
+        ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--top-p", "0"), "top_p 0.0 is not in"),
+    ],
+)
+def test_verify_says_in_one_line_what_is_wrong(options, says, capsys):
+    assert run("verify", *options) in (1, 2)
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("seedproof: ")
+    assert says in told
+
+
+def test_a_file_that_holds_no_recordings_is_named_with_its_line(tmp_path, capsys):
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('\n{"prompt_token_ids": [1], "output_token_ids": "no"}\n')
+    assert run("verify", wrong, "--model", "demo", "--sampler", "greedy") == 2
+    assert "wrong.jsonl:2 is not a recorded output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["worker", "db upgrade"])
+def test_a_database_that_cannot_be_opened_is_one_line(command, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    url = f"sqlite:///{tmp_path / 'file' / 'audit.db'}"
+    options = ("--store", url) if command == "worker" else (url,)
+    assert run(*command.split(), *options) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "s" * 32)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = tmp_path / "config.toml"
+        config.write_text(
+            f'listen = "127.0.0.1:{taken.getsockname()[1]}"\nstore = "sqlite:///{tmp_path}/a.db"\n'
+            '[seed]\nsecret_env = "SECRET"\n'
+            '[[upstreams]]\nname = "up"\nbase_url = "http://127.0.0.1:9/v1"\n'
+            '[upstreams.models.m]\nreference = "demo"\nsampler = "greedy"\n'
+        )
+        assert run("serve", "--config", config) == 1
+    assert "it is in use" in capsys.readouterr().err
+
+
+def test_every_command_has_help():
+    from seedproof import cli
+
+    for name in cli.list_commands(None):
+        assert cli.get_command(None, name).help, name
+        assert run(name, "--help") == 0

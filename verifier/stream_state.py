@@ -1,0 +1,149 @@
+"""Where a stream stands after each of its audits. Pure; its state is JSON, and replaying the audits gives it again.
+
+An audit speaks with the seeded detectors only where it can: its prompt must be the one that the messages give, and its
+tokens must follow the contract's noise (`verifier.linkage`). The rest speak with the seed-free ones and are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier import linkage
+from verifier.band import Band
+from verifier.detectors import SEED_FREE, SequenceScores
+from verifier.drift import Drift, watch
+from verifier.evidence import Evidence, start
+from verifier.linkage import LINKED
+from verifier.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class AuditedAnswer:
+    """What one audit brings to its stream.
+
+    Args:
+        scores: of the tokens that the text leaves no doubt of; None where there is `refusal`.
+        prob: of these tokens under the filtered distribution.
+        sampling: `verifier.band.distribution` of the request's parameters.
+        refusal: code of why nothing could be scored.
+        retokenized: the ids were found from the text.
+        prompt_differs: the provider's prompt tokens are not those of the messages.
+    """
+
+    scores: SequenceScores | None
+    prob: NDArray[np.float32]
+    sampling: Mapping[str, float] | None = None
+    refusal: str | None = None
+    retokenized: bool = False
+    prompt_differs: bool = False
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """All that is kept of a stream's past.
+
+    Args:
+        evidence, drift: of the audits used.
+        link: nats for the noise being ours, kept within [−LINKED, 2·LINKED] so that a change of sampler soon shows.
+        drawn: answers in which noise had a say.
+        ever_linked: `link` once reached LINKED.
+        convicted: 1/α was reached while the stream was linked; a later change of sampler does not undo it.
+        skipped: audits that gave no or only seed-free evidence, by reason.
+        prompts_differ: answers whose prompt tokens were not those of the messages.
+        retokenized: some ids were found from the text.
+    """
+
+    evidence: Evidence = field(default_factory=start)
+    drift: Drift = field(default_factory=watch)
+    link: float = 0.0
+    drawn: int = 0
+    ever_linked: bool = False
+    convicted: bool = False
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    prompts_differ: int = 0
+    retokenized: bool = False
+
+    def after(self, audit: AuditedAnswer, band: Band) -> StreamState:
+        """With one more audit; `band` is the same throughout."""
+        if audit.scores is None or not len(audit.scores.entropy):
+            return self._skipping(audit.refusal or "every_token_ambiguous")
+        state = replace(self, retokenized=self.retokenized or audit.retokenized)
+        detectors = band.applicable(audit.sampling)
+        why_not = _why_not_seeded(audit)
+        if why_not is not None:
+            state = state._skipping(why_not)
+            detectors = tuple(name for name in detectors if name in SEED_FREE)
+        if audit.prompt_differs:
+            state = replace(state, prompts_differ=state.prompts_differ + 1)
+        else:
+            state = state._linked_by(audit)
+        evidence = state.evidence.update(audit.scores, band, detectors)
+        return replace(
+            state,
+            evidence=evidence,
+            drift=state.drift.update(audit.scores, band, detectors),
+            convicted=state.convicted or (state.linked and evidence.all.decided_at is not None),
+        )
+
+    @property
+    def linked(self) -> bool:
+        """The tokens are known to follow the contract's noise, or no noise was needed."""
+        return self.link >= LINKED or not (self.drawn or self.prompts_differ)
+
+    def verdict(self, band: Band, identified: Mapping[str, Any] | None = None) -> Verdict:
+        """The verdict now; `identified` is what the first answers said of their contract (`storage.models.Stream`)."""
+        undecided = -LINKED < self.link < LINKED and self.drawn > 0 and self.evidence.all.decided_at is None
+        return judge(
+            self.evidence,
+            band,
+            identified=self.linked or self.convicted or undecided,
+            unidentified_reason=self._why_unlinked(identified or {}),
+            skipped=self.skipped,
+            prompts_differ=self.prompts_differ,
+            drift=self.drift,
+            retokenized=self.retokenized,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StreamState:
+        """What `to_dict` gave, also after JSON; nothing gives a fresh state."""
+        if not values:
+            return cls()
+        parts = {"evidence": Evidence.from_dict(values["evidence"]), "drift": Drift.from_dict(values["drift"])}
+        return cls(**{**values, **parts})
+
+    def _skipping(self, reason: str) -> StreamState:
+        return replace(self, skipped={**self.skipped, reason: self.skipped.get(reason, 0) + 1})
+
+    def _linked_by(self, audit: AuditedAnswer) -> StreamState:
+        assert audit.scores is not None
+        if not linkage.is_drawn(audit.prob):
+            return self
+        gained = float(linkage.gains(audit.scores.exact_match, audit.prob).sum())
+        link = min(2 * LINKED, max(-LINKED, self.link + gained))
+        return replace(self, link=link, drawn=self.drawn + 1, ever_linked=self.ever_linked or link >= LINKED)
+
+    def _why_unlinked(self, identified: Mapping[str, Any]) -> str:
+        if self.prompts_differ and not self.drawn:
+            return "prompt_tokens_differ"
+        if self.ever_linked:
+            return "sampler_changed"
+        return str(identified.get("reason") or "sampler_unknown")
+
+
+def _why_not_seeded(audit: AuditedAnswer) -> str | None:
+    assert audit.scores is not None
+    if audit.prompt_differs:
+        return "prompt_tokens_differ"
+    if linkage.is_drawn(audit.prob) and not linkage.follows(audit.scores.exact_match, audit.prob):
+        return "sampler_not_followed"
+    return None

@@ -1,0 +1,89 @@
+"""Audits into verdicts: weighs what a worker has just added, in the same transaction, each audit exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage import calibrations, streams
+from storage.audits import unpack_scores
+from storage.models import Audit, Stream, TokenSource
+from storage.streams import StreamKey
+from verifier.band import SHIPPED, Band
+from verifier.detectors import SequenceScores
+from verifier.stream_state import AuditedAnswer, StreamState
+
+
+async def weigh(
+    session: AsyncSession, exchange_id: str, key: StreamKey, *, now: datetime,
+    identified: Mapping[str, Any] | None = None,
+) -> Stream:  # fmt: skip
+    """Weigh an exchange's new audits and renew its stream's verdict.
+
+    A stream whose reference got a newer calibration is first weighed again, from its first audit, with that band.
+
+    Args:
+        session: the transaction that added the audits.
+        exchange_id: whose audits; those already weighed are left out.
+        key: the stream that they belong to.
+        identified: which contract the answers follow, kept with a stream that has none yet.
+    """
+    stream = await streams.locked(session, key, now=now)
+    band, calibration_id = await band_of(session, key)
+    state = StreamState.from_dict(stream.state)
+    if calibration_id != stream.calibration_id:
+        state = await replayed(session, key, band)
+        stream.calibration_id = calibration_id
+    for audit in await streams.place(session, exchange_id, stream):
+        state = state.after(audited_answer(audit), band)
+    if stream.identified is None and identified is not None:
+        stream.identified = dict(identified)
+    _keep(stream, state, band, now)
+    return stream
+
+
+async def replayed(
+    session: AsyncSession, key: StreamKey, band: Band, *, since: datetime | None = None
+) -> StreamState:
+    """The state of a stream from its stored audits alone, or from those made at or after `since`."""
+    state = StreamState()
+    async for audit in streams.weighed(session, key, since=since):
+        state = state.after(audited_answer(audit), band)
+    return state
+
+
+async def band_of(session: AsyncSession, key: StreamKey) -> tuple[Band, int | None]:
+    """The band that a stream is judged by and its calibration's id; the shipped one has none."""
+    row = await calibrations.newest(session, reference=key.reference, sampler=key.sampler)
+    return (SHIPPED, None) if row is None else (Band.from_dict(row.band), row.id)
+
+
+def audited_answer(audit: Audit) -> AuditedAnswer:
+    """What a stored audit brings to its stream."""
+    prompt_differs = bool(audit.notes.get("prompt_differs"))
+    if audit.scores is None:
+        refusal = audit.reason or "not_scored"
+        return AuditedAnswer(None, np.empty(0, np.float32), refusal=refusal, prompt_differs=prompt_differs)
+    arrays = {name: np.asarray(values) for name, values in unpack_scores(audit.scores).items()}
+    clear = arrays.pop("ambiguous") == 0
+    kept = {name: values[clear] for name, values in arrays.items()}
+    return AuditedAnswer(
+        scores=SequenceScores.from_arrays(kept),
+        prob=kept["prob"],
+        sampling=audit.sampling,
+        retokenized=audit.token_source is TokenSource.RETOKENIZED,
+        prompt_differs=prompt_differs,
+    )
+
+
+def _keep(stream: Stream, state: StreamState, band: Band, now: datetime) -> None:
+    verdict = state.verdict(band, stream.identified)
+    stream.updated_at = now
+    stream.requests, stream.tokens = verdict.requests, verdict.tokens
+    stream.verdict, stream.reasons, stream.log_e = verdict.word, list(verdict.reasons), verdict.log_e
+    stream.drift_alarm_at = state.drift.alarm_at
+    stream.detail, stream.state = verdict.to_dict(), state.to_dict()
