@@ -1,8 +1,8 @@
 """Do the tokens follow the seeded noise at all? What parts a wrong sampler contract from a cheating provider. Pure.
 
-Let q be the probability of the claimed token under the filtered distribution. If the provider drew with other noise (an
-ignored seed, another sampler), the replayed draw equals its token by chance, with probability q. If even a share LINK of
-the tokens comes from our noise, it does with probability LINK + (1 − LINK)·q. The ratio of the two,
+Let q be the probability of the claimed token under the filtered distribution. If the provider drew with other noise
+(an ignored seed, another sampler), the replayed draw equals its token by chance, with probability q. If even a share
+LINK of the tokens comes from our noise, it does with probability LINK + (1 − LINK)·q. The ratio of the two,
 
     match:     (LINK + (1 − LINK)·q) / q             mismatch:  1 − LINK
 

@@ -68,6 +68,11 @@ class StreamState:
     prompts_differ: int = 0
     retokenized: bool = False
 
+    @classmethod
+    def begun(cls, alpha: float) -> StreamState:
+        """A stream of which nothing has been seen; a stream within its band deviates with probability at most α."""
+        return cls(evidence=start(alpha), drift=watch(alpha))
+
     def after(self, audit: AuditedAnswer, band: Band) -> StreamState:
         """With one more audit; `band` is the same throughout."""
         if audit.scores is None or not len(audit.scores.entropy):

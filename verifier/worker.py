@@ -1,4 +1,4 @@
-"""The worker: claim, audit, weigh, commit. Any number of them share one queue; a lost lease undoes only its own work."""
+"""The worker: claim, audit, weigh, commit. Any number share one queue; a lost lease undoes only its own work."""
 
 from __future__ import annotations
 
