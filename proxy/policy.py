@@ -35,6 +35,14 @@ _NOT_REPLAYABLE: Mapping[str, str] = {
     "logits_processors": "custom_logits",
     "bad_words": "custom_logits",
     "allowed_token_ids": "custom_logits",
+    # llama.cpp's own
+    "grammar": "structured_output",
+    "json_schema": "structured_output",
+    **dict.fromkeys(
+        ("samplers", "mirostat", "repeat_penalty", "typical_p", "top_n_sigma", "xtc_probability", "dry_multiplier",
+         "dynatemp_range"),
+        "custom_logits",
+    ),
 }
 """Request fields that change the sampler in ways that no contract replays yet, and the reason recorded for
 them."""
@@ -132,9 +140,15 @@ def _changes(body: Mapping[str, Any], upstream: Upstream, model: Model, new_seed
     for name, value in upstream.dialect.pinned.items():
         if name not in changes and body.get(name) is None:
             changes[name] = value
-    if upstream.dialect.gives_token_ids and body.get("return_token_ids") is not True:
-        changes["return_token_ids"] = True
-    return changes
+    asked = upstream.dialect.asked.items()
+    return changes | {name: wanted for name, wanted in asked if not _suffices(body.get(name), wanted)}
+
+
+def _suffices(value: Any, wanted: bool | int) -> bool:
+    """Whether the client's own value does what is wanted: the same switch, or at least as many."""
+    if isinstance(wanted, bool):
+        return value is wanted
+    return type(value) is int and value >= wanted
 
 
 def _is_text(message: Any) -> bool:

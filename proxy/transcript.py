@@ -212,7 +212,9 @@ def _token_logprob(value: Any) -> dict[str, Any]:
         isinstance(octets, list) and all(type(octet) is int and 0 <= octet < 256 for octet in octets)
     ):
         raise _MalformedError
-    return {"token": value["token"], "logprob": logprob, "bytes": octets}
+    entry = {"token": value["token"], "logprob": logprob, "bytes": octets}
+    # llama.cpp's server names the token here and nowhere else
+    return entry if value.get("id") is None else {**entry, "id": _token_ids([value["id"]])[0]}
 
 
 def _token_ids(value: Any) -> list[int]:

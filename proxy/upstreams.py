@@ -21,22 +21,30 @@ class Dialect:
     """What a kind of provider understands beyond OpenAI's own fields.
 
     `pinned` are the values sent when neither the client nor the configuration names one: servers such as vLLM
-    fill the gap from the model's generation_config.json, which the verifier would have to guess.
+    fill the gap from the model's generation_config.json, which the verifier would have to guess. `asked` are the
+    fields that make the answer tell its token ids.
     """
 
     pinned: Mapping[str, float]
     takes_top_k: bool
-    gives_token_ids: bool
+    asked: Mapping[str, bool | int] = field(default_factory=dict)
 
 
 _ENGINE_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _OPENAI_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
+_LLAMA_CPP_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+_TOKEN_IDS = {"return_token_ids": True}
 
 DIALECTS: Mapping[str, Dialect] = {
-    "vllm": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, gives_token_ids=True),
-    "sglang": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, gives_token_ids=True),
-    "openrouter": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, gives_token_ids=False),
-    "openai": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=False, gives_token_ids=False),
+    "vllm": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS),
+    "sglang": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS),
+    "llama.cpp": Dialect(
+        # ids stand in the logprob entries; a cached prefix would change the last bits of the logits
+        pinned=_LLAMA_CPP_DEFAULTS, takes_top_k=True,
+        asked={"logprobs": True, "top_logprobs": 1, "cache_prompt": False},
+    ),
+    "openrouter": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True),
+    "openai": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=False),
 }
 
 

@@ -13,9 +13,9 @@ seedproof_version  the schema's revision                    `storage.schema`, wh
 =============  ===========================================  ==================================================
 
 `storage.database.open_database` is the door: it migrates the schema and gives transactions. `exchanges`,
-`jobs`, `audits`, `streams` and `calibrations` hold the statements; each of their functions takes the session of the caller's
-transaction, so that what belongs together commits together. Nothing here reads a clock: the time is an
-argument. Statements are the same on SQLite and on Postgres.
+`jobs`, `audits`, `streams` and `calibrations` hold the statements; each of their functions takes the session
+of the caller's transaction, so that what belongs together commits together. Nothing here reads a clock: the
+time is an argument. Statements are the same on SQLite and on Postgres.
 
 storage imports neither proxy nor verifier.
 """

@@ -1,4 +1,4 @@
-"""Honest bands, as `seedproof calibrate` stores them. A newer one replaces an older one of its reference and sampler."""
+"""Honest bands, as `seedproof calibrate` stores them; the newest of a reference and sampler counts."""
 
 from datetime import datetime
 from typing import Any

@@ -15,7 +15,7 @@ from proxy.config import parse_config
 from proxy.demo_provider import create_app
 from storage.audits import unpack_scores
 from storage.database import open_database
-from storage.models import Audit, Exchange, Job, JobState
+from storage.models import Audit, Exchange, Job, JobState, Stream
 from verifier.cheats import parse_cheats
 from verifier.generation import load_engine
 from verifier.models import load_model
@@ -89,6 +89,9 @@ async def test_an_honest_providers_answers_match_token_for_token(tmp_path, tiny_
     assert all(audit.exact_match_rate == 1.0 and audit.outside_support == 0 for audit in audits)
     assert all(len(unpack_scores(audit.scores)["margin"]) == audit.tokens for audit in audits)
     assert {job.state for job in await rows(store, Job)} == {JobState.DONE}
+    (stream,) = await rows(store, Stream)
+    assert (stream.audits, stream.requests, stream.verdict) == (4, 4, "inconclusive")
+    assert stream.identified is None
 
 
 async def test_every_choice_of_n_gets_its_audit_under_its_own_seed(tmp_path, tiny_directory):
@@ -130,3 +133,22 @@ async def test_a_reference_that_cannot_be_loaded_delays_jobs_and_loses_none(tmp_
     assert [(job.state, job.attempts) for job in jobs] == [(JobState.TODO, 1)] * 2
     assert all("config.json is missing" in job.reason for job in jobs)
     assert await rows(store, Audit) == []
+
+
+async def test_an_ignored_seed_accuses_nobody_and_is_named(tmp_path, tiny_directory):
+    reference = tiny_directory
+    async with provider(reference, "ignore-seed") as url, audited(tmp_path, url, reference) as (address, store):
+        await chat(address, 3)
+    await work_off(store)
+    (stream,) = await rows(store, Stream)
+    assert (stream.verdict, stream.reasons) == ("unsupported", ["no_contract_fits"])
+
+
+async def test_another_sampler_accuses_nobody_and_is_named(tmp_path, tiny_directory):
+    reference, sampler = tiny_directory, "vllm@0.26.0/v1"
+    async with provider(reference, sampler=sampler) as url, audited(tmp_path, url, reference) as (address, store):
+        await chat(address, 3)
+    await work_off(store)
+    (stream,) = await rows(store, Stream)
+    assert (stream.verdict, stream.reasons) == ("unsupported", ["sampler_differs"])
+    assert stream.identified["contract"].startswith("vllm@0.26.0/v1")

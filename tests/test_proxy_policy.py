@@ -33,6 +33,17 @@ def test_openai_gets_only_fields_it_knows():
     assert set(decide(upstream=openai).changes) == {"seed", "temperature", "top_p"}
 
 
+@pytest.mark.parametrize(("asked", "changed"), [
+    ({}, {"logprobs": True, "top_logprobs": 1, "cache_prompt": False}),
+    ({"logprobs": True, "top_logprobs": 5, "cache_prompt": True}, {"cache_prompt": False}),
+    ({"logprobs": False, "top_logprobs": 0, "cache_prompt": False}, {"logprobs": True, "top_logprobs": 1}),
+])
+def test_llama_cpp_is_asked_for_the_logprob_entries_that_hold_its_token_ids(asked, changed):
+    changes = decide(asked, upstream=dataclasses.replace(VLLM, kind="llama.cpp")).changes
+    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+    assert changes == {"seed": changes["seed"], **sampling, **changed}
+
+
 def test_header_names_what_was_forced_but_not_the_seed():
     decision = decide()
     assert decision.header() == (
@@ -64,6 +75,7 @@ def test_without_a_model_nothing_is_forced():
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "multimodal_content"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, None),
     ({"guided_json": {"type": "object"}}, "structured_output"), ({"use_beam_search": True}, "beam_search"),
+    ({"mirostat": 2}, "custom_logits"), ({"json_schema": {}, "grammar": "root ::= [a-z]"}, "structured_output"),
 ])
 def test_what_no_contract_replays_is_not_audited(body, reason):
     decision = decide(body)

@@ -111,6 +111,12 @@ def test_reasoning_under_each_name(delta):
     assert folded["choices"][0]["reasoning"] == "why"
 
 
+def test_ids_of_logprob_entries_are_kept():
+    entry = {**LOGPROB, "id": 57, "top_logprobs": [{"token": "b", "logprob": -1, "bytes": None, "id": 58}]}
+    _, folded = fold(events(stream_chunk("a", logprobs={"content": [entry]})))
+    assert folded["choices"][0]["logprobs"] == [entry]
+
+
 def test_error_after_200():
     transcript, folded = fold(events(stream_chunk("a"), {"error": {"message": "boom", "code": 500}}))
     assert transcript.error == {"message": "boom", "type": None, "param": None, "code": "500"}
@@ -131,6 +137,8 @@ def test_nothing_counts_after_done():
     {"choices": [{"delta": {"tool_calls": [{"function": 3}]}}]},
     {"choices": [{"logprobs": {"content": [{"token": 1}]}}]},
     {"choices": [{"logprobs": {"content": [{"token": "a", "bytes": [300]}]}}]},
+    {"choices": [{"logprobs": {"content": [{"token": "a", "id": -1}]}}]},
+    {"choices": [{"logprobs": {"content": [{"token": "a", "id": "1"}]}}]},
     {"choices": [{"logprobs": {"content": [{"token": "a", "logprob": "x"}]}}]}, {"prompt_token_ids": [1.5]},
 ])
 def test_hostile_chunks_end_the_folding_and_keep_what_came(value):

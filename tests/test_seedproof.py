@@ -25,7 +25,9 @@ def test_verify_writes_what_it_found_as_json(demo_directory, tmp_path, capsys):
     }
     assert (result["sequences"], result["tokens"]) == (1, 46)
     assert result["exact_match_rate"] > 0.95
-    assert "match rate" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "v2_plain.jsonl" in shown
+    assert "match" in shown
 
 
 def test_verify_takes_overrides_and_prints_json_alone_where_asked(demo_directory, capsys):
@@ -89,3 +91,22 @@ def test_every_command_has_help():
     for name in cli.list_commands(None):
         assert cli.get_command(None, name).help, name
         assert run(name, "--help") == 0
+
+
+def test_report_needs_a_store_and_prints_an_empty_table_for_a_new_one(tmp_path, capsys):
+    assert run("report") == 2
+    assert "--store" in capsys.readouterr().err
+    store = f"sqlite:///{tmp_path / 'audit.db'}"
+    assert run("db", "upgrade", store) == 0
+    capsys.readouterr()
+    assert run("report", "--store", store, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == {"streams": []}
+
+
+def test_calibrate_and_evaluate_say_that_too_little_was_recorded(demo_directory, capsys):
+    options = ("--model", demo_directory, "--sampler", "vllm@0.26.0/v2", "--limit", "1")
+    assert run("calibrate", golden("v2_plain"), *options) == 2
+    assert "are too few to fit a band" in capsys.readouterr().err
+    files = ("--honest", golden("v2_plain"), "--suspect", golden("v2_plain"), f"{golden('int4')}@vllm@0.26.0/v1")
+    assert run("evaluate", *files, *options) == 2
+    assert "are too few to fit a band" in capsys.readouterr().err

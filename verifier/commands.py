@@ -160,8 +160,8 @@ def _print_table(results: Sequence[FileResult]) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("file", "sequences", "tokens", "match rate", "outside support", "mean margin", "tokens/s"):
-        table.add_column(heading, justify="left" if heading == "file" else "right")
+    for heading in ("file", "answers", "tokens", "match", "outside", "margin", "tokens/s"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=heading != "file")
     for r in results:
         table.add_row(
             Path(r.file).name, str(r.sequences), str(r.tokens), f"{r.exact_match_rate:.4f}",

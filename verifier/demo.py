@@ -26,8 +26,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from storage import audits, jobs
+from storage import audits, jobs, streams
+from storage.audits import StreamSummary
 from storage.database import Database, open_database
+from storage.models import Stream
 from verifier.demo_model import NAME, cache_directory, ensure_demo_model
 from verifier.demo_processes import Server, Servers, environment, free_ports, running
 from verifier.demo_report import UpstreamResult, as_json, as_table
@@ -218,24 +220,24 @@ async def chat_and_audit(
 
 
 async def read_results(database: Database, providers: Sequence[Provider]) -> list[UpstreamResult]:
-    """What the audits in the database say of each provider."""
+    """What the audits and the stream in the database say of each provider."""
     async with database.reading() as session:
-        rows = {row.upstream: row for row in await audits.summary(session)}
-    results = []
-    for provider in providers:
-        row = rows.get(provider.name)
-        counts = (row.requests, row.tokens, row.exact_matches) if row else (0, 0, 0)
-        requests, tokens, matches = counts
-        results.append(
-            UpstreamResult(
-                name=provider.name,
-                cheat=provider.cheat,
-                requests=requests,
-                tokens=tokens,
-                exact_matches=matches,
-            )
-        )
-    return results
+        sums = {row.upstream: row for row in await audits.summary(session)}
+        weighed = {row.upstream: row for row in await streams.every(session)}
+    return [_result(provider, sums.get(provider.name), weighed.get(provider.name)) for provider in providers]
+
+
+def _result(provider: Provider, sums: StreamSummary | None, stream: Stream | None) -> UpstreamResult:
+    return UpstreamResult(
+        name=provider.name,
+        cheat=provider.cheat,
+        requests=sums.requests if sums else 0,
+        tokens=sums.tokens if sums else 0,
+        exact_matches=sums.exact_matches if sums else 0,
+        verdict=stream.verdict if stream else "unsupported",
+        reasons=tuple(stream.reasons) if stream else ("no_data",),
+        log_e=stream.log_e if stream else 0.0,
+    )
 
 
 async def chat(proxy_url: str, name: str, progress: Progress, *, count: int, max_tokens: int) -> None:

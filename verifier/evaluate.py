@@ -16,11 +16,12 @@ import numpy as np
 from scipy.stats import rankdata
 
 from verifier.band import Band
-from verifier.detectors import DETECTORS, NAMES, Floats, SequenceScores, statistics
+from verifier.detectors import NAMES, Floats, SequenceScores, statistics
 from verifier.evidence import log_bets, log_start_prior, mix
 from verifier.stream_state import AuditedAnswer, StreamState
 from verifier.verdict import Verdict
 
+MOST_STREAMS = 64
 BATCHES = 1000
 BATCH_TOKENS = (10, 30, 100, 300, 1000, 3000, 10_000)
 LARGEST_SHARE = 0.1
@@ -61,7 +62,7 @@ class Judged:
     """One file's answers, judged.
 
     Args:
-        tokens_to_deviates: per stream, one starting at each answer in turn; None where the file ends undecided.
+        tokens_to_deviates: per stream, starting at each answer (or every few) in turn; None for undecided.
         median_tokens_to_deviates: None where most streams end undecided.
     """
 
@@ -118,7 +119,10 @@ def judge_file(file: str, sampler: str, answers: Sequence[Answer], band: Band, *
         tokens=len(matches),
         exact_match_rate=float(matches.mean()),
         verdict=state.verdict(band),
-        tokens_to_deviates=[_decided_at(answers, begin, band, alpha) for begin in range(len(answers))],
+        tokens_to_deviates=[
+            _decided_at(answers, begin, band, alpha)
+            for begin in range(0, len(answers), math.ceil(len(answers) / MOST_STREAMS))
+        ],
     )
 
 
@@ -137,7 +141,8 @@ def separation(
     honest: Sequence[Answer], suspect: Sequence[Answer], band: Band, rng: np.random.Generator
 ) -> Separation:
     """AUC and pAUC by number of tokens, over batches drawn with `rng`."""
-    pools = [_Pool.of(answers, band) for answers in (honest, suspect)]
+    known = [set(band.applicable(answers[0].audited.sampling)) for answers in (honest, suspect)]
+    pools = [_Pool.of(answers, band, known[0] & known[1]) for answers in (honest, suspect)]
     most = LARGEST_SHARE * min(len(pool.means) for pool in pools)
     result = Separation(by_detector={name: {} for name in NAMES})
     for tokens in (n for n in BATCH_TOKENS if n <= most):
@@ -177,9 +182,9 @@ class _Pool:
     answers: list[np.ndarray[Any, np.dtype[np.intp]]]
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], band: Band) -> _Pool:
+    def of(cls, answers: Sequence[Answer], band: Band, detectors: set[str]) -> _Pool:
         scores = [answer.scores for answer in answers if len(answer.scores.entropy)]
-        used = np.array([detector.name in band.applicable(answers[0].audited.sampling) for detector in DETECTORS])
+        used = np.isin(NAMES, tuple(detectors))
         bets = np.concatenate([log_bets(one, band) for one in scores]) * used[:, None]
         ends = np.cumsum([len(one.entropy) for one in scores])
         rows = np.split(np.arange(len(bets)), ends[:-1])

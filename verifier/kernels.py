@@ -19,11 +19,10 @@ import triton
 import triton.language as tl
 
 from verifier.kernels_noise import gumbel, row_key
-from verifier.kernels_rows import COLUMNS, KernelRows, Noise
+from verifier.kernels_rows import COLUMNS, KernelRows, Noise, sent
 
 BLOCK = 2048
 CAPACITY = 4096
-EDGE = 0.25  # filters.EDGE; filters needs numba, which no GPU path may
 _WARPS = 8
 # Low bits that are zero in every float32 that came from this type: bisection need not look at them.
 _IDLE_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
@@ -80,7 +79,7 @@ def _sweep(
 ):  # fmt: skip
     """Softmax sums of one row, and its race (unfiltered) or its candidates (filtered)."""
     row = tl.load(chosen + tl.program_id(0))
-    claimed = tl.load(wholes + row)
+    claimed = tl.load(wholes + row).to(tl.int32)
     temperature = tl.load(reals + row)
     inverse = 1.0 / temperature
     z_row = logits + row.to(tl.int64) * stride
@@ -138,7 +137,9 @@ def _sweep(
         if top_p < 1.0:
             held = tl.where((top_k > 0) | (drop > float("-inf")), 1.0, total)
             bound = tl.maximum(bound, peak + temperature * (tl.log((1.0 - top_p) * held / WIDTH) - 0.01))
-        bound = bound - EDGE - 1e-5 * tl.abs(bound)
+        # The claimed token may lower the cut to itself (filters.softened).
+        bound = tl.where((own_z < bound) & (own_z >= bound - EDGE), own_z, bound)
+        bound -= 1e-5 * tl.abs(bound) + 1e-6
         filled = 0
         for base in range(0, WIDTH, BLOCK):
             at = base + lanes
@@ -206,7 +207,7 @@ def _settle(
     elsewhere = (filled > CAPACITY) if COMPACT else (filled <= CAPACITY)
     if elsewhere:
         return
-    claimed = tl.load(wholes + row)
+    claimed = tl.load(wholes + row).to(tl.int32)
     temperature = tl.load(reals + row)
     inverse = 1.0 / temperature
     z_row = logits + row.to(tl.int64) * stride
@@ -279,12 +280,12 @@ def score_rows(logits: torch.Tensor, rows: KernelRows) -> torch.Tensor:
     wholes, reals = rows.wholes(width, device), rows.reals(device)
     shared = {
         "WIDTH": width, "FAMILY": int(rows.noise), "WRAPPED": rows.noise == Noise.CUDA_RACE and width > rows.threads,
-        "APPROX": device.type == "cuda", "IDLE": _IDLE_BITS[logits.dtype], "CAPACITY": CAPACITY, "EDGE": EDGE,
+        "APPROX": device.type == "cuda", "IDLE": _IDLE_BITS[logits.dtype], "CAPACITY": CAPACITY, "EDGE": rows.edge,
     }  # fmt: skip
     for some in (False, True):
         numbers = np.flatnonzero(filtered == some).astype(np.int32)
         if len(numbers):
-            chosen = torch.from_numpy(numbers).to(device)
+            chosen = sent(numbers, device)
             scratch = _scratch(count if some else 0, device)
             given = (logits, logits.stride(0), chosen, wholes, reals, count, rows.threads, out, *scratch)
             _launch(len(numbers), given, some, shared)

@@ -142,7 +142,7 @@ def gumbel(k0, k1, k2, k3, v, threads, FAMILY: tl.constexpr, WRAPPED: tl.constex
                 e = tl.maximum(e, 2.3283064365386963e-10)
             g = tl.where(h == 0, -709.782712893384, -tl.log(e))
     else:
-        w0, w1, w2, w3 = _philox(k0, k1, v, zero, zero, zero)
+        w0, w1, _w2, _w3 = _philox(k0, k1, v, zero, zero, zero)
         if FAMILY == _C:
             g = -tl.log(_wide_exponential(w0, w1))
         else:

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-COLUMNS = ("winner", "margin", "prob", "logprob", "entropy", "logit_rank", "gumbel_rank", "edge")
-"""Columns of a float32 result [R, 8]; every number in them is below 2^24 or a real one, so nothing is lost."""
+COLUMNS = ("winner", "margin", "prob", "logprob", "entropy", "logit_rank", "gumbel_rank", "flags")
+"""Columns of a float32 result [R, 8]; whole numbers in them stay below 2^24, so nothing is lost.
+
+`flags` is 1 where rounding may decide the support, plus 2 where the engine drew nothing (TokenScores.edge, .undrawn).
+"""
 
 
 class Noise(IntEnum):
@@ -38,6 +41,7 @@ class KernelRows:
         claimed, seeds, positions: [R], int64.
         top_k: [R], int64; 0 is off.
         temperature, top_p, min_p: [R], float32; temperatures are positive (1 for greedy rows).
+        edge: logits by which a claimed token may miss the cut (filters.EDGE).
     """
 
     noise: Noise
@@ -49,6 +53,7 @@ class KernelRows:
     temperature: NDArray[np.float32]
     top_p: NDArray[np.float32]
     min_p: NDArray[np.float32]
+    edge: float
 
     def __len__(self) -> int:
         return len(self.claimed)
@@ -63,15 +68,16 @@ class KernelRows:
     def wholes(self, width: int, device: torch.device) -> torch.Tensor:
         """claimed, seeds, positions, top_k (0 where it is off) as int64 [4, R] on the device, in one transfer."""
         top_k = np.where(self.top_k < width, self.top_k, 0)
-        return _sent(np.stack([self.claimed, self.seeds, self.positions, top_k]).astype(np.int64), device)
+        return sent(np.stack([self.claimed, self.seeds, self.positions, top_k]).astype(np.int64), device)
 
     def reals(self, device: torch.device) -> torch.Tensor:
         """temperature, top_p, and min_p as a distance of logits (−∞ is off), as float32 [3, R] on the device."""
         with np.errstate(divide="ignore"):
             drop = self.temperature.astype(np.float64) * np.log(self.min_p.astype(np.float64))
-        return _sent(np.stack([self.temperature, self.top_p, drop]).astype(np.float32), device)
+        return sent(np.stack([self.temperature, self.top_p, drop]).astype(np.float32), device)
 
 
-def _sent(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+def sent(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """The array on the device; a GPU does not wait for it."""
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

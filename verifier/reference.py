@@ -39,6 +39,7 @@ class TransformersReference:
         batch_tokens: of one forward pass, padding included.
         chunk_bytes: of float32 logits alive at a time.
         dtype: of the weights and the trunk; float32 is both the fastest and the most exact on CPUs without AMX.
+        model: taken instead of the directory's weights.
 
     Raises:
         ReferenceUnreadable: the directory holds no model.
@@ -46,11 +47,11 @@ class TransformersReference:
 
     def __init__(
         self, path: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
-        batch_tokens: int = BATCH_TOKENS, chunk_bytes: int = CHUNK_BYTES,
+        batch_tokens: int = BATCH_TOKENS, chunk_bytes: int = CHUNK_BYTES, model: Any = None,
     ) -> None:  # fmt: skip
         self._batch_tokens, self._chunk_bytes = batch_tokens, chunk_bytes
         self.path, self.device, self.dtype = Path(path), torch.device(device), dtype
-        self._model = _load(self.path, dtype).to(self.device)
+        self._model = (model or _load(self.path, dtype)).to(self.device)
         self._head = self._model.get_output_embeddings()
         self._trunk = self._model.base_model
         config = self._model.config.get_text_config()
@@ -129,10 +130,12 @@ class TransformersReference:
 
 def _load(path: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     if not (path / "config.json").is_file():
         raise ReferenceUnreadable(f"{path} holds no model (config.json is missing): give a save_pretrained directory")
     try:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -159,5 +162,3 @@ def packed(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[li
         batch.append(number)
     if batch:
         yield batch
-
-

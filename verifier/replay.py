@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,17 @@ class Reference(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoringReference(Protocol):
+    """A trusted model that scores claims where its logits are, as GPU references do."""
+
+    def scores(
+        self, claims: Sequence[Claim], on_tokens: Callable[[int], None] | None = None
+    ) -> list[TokenScores]:
+        """What `replay` returns."""
+        ...
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a provider says it did: these tokens, drawn with this seed and these parameters by this sampler."""
@@ -58,6 +69,8 @@ def replay(
         claims: each must pass `reference.check`.
         on_tokens: called with the number of tokens scored since the last call.
     """
+    if isinstance(reference, ScoringReference):
+        return reference.scores(claims, on_tokens)
     parts: list[list[TokenScores]] = [[] for _ in claims]
     for rows in reference.logits([claim.sequence for claim in claims]):
         skipped = sum(int(part.undrawn.sum()) for part in parts[rows.sequence])

@@ -19,6 +19,7 @@ from verifier.detectors import SEED_FREE, SequenceScores
 from verifier.drift import Drift, watch
 from verifier.evidence import Evidence, start
 from verifier.linkage import LINKED
+from verifier.scoring import TokenScores
 from verifier.verdict import Verdict, judge
 
 
@@ -41,6 +42,12 @@ class AuditedAnswer:
     refusal: str | None = None
     retokenized: bool = False
     prompt_differs: bool = False
+
+    @classmethod
+    def of(cls, scores: TokenScores, sampling: Mapping[str, float] | None) -> AuditedAnswer:
+        """Of a recorded answer whose ids are all known."""
+        fields = (scores.exact_match, scores.margin, scores.logprob, scores.entropy, scores.logit_rank)
+        return cls(SequenceScores(*fields), scores.prob, sampling)
 
 
 @dataclass(frozen=True)

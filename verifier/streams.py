@@ -15,6 +15,7 @@ from storage.models import Audit, Stream, TokenSource
 from storage.streams import StreamKey
 from verifier.band import SHIPPED, Band
 from verifier.detectors import SequenceScores
+from verifier.report import StreamReport
 from verifier.stream_state import AuditedAnswer, StreamState
 
 
@@ -54,6 +55,22 @@ async def replayed(
     async for audit in streams.weighed(session, key, since=since):
         state = state.after(audited_answer(audit), band)
     return state
+
+
+async def reports(
+    session: AsyncSession, *, upstream: str | None = None, since: datetime | None = None
+) -> list[StreamReport]:
+    """The verdict on every stream, from its stored audits of at or after `since`, else from its state."""
+    found = []
+    for stream in await streams.every(session, upstream=upstream):
+        key = StreamKey.of(stream)
+        band, calibration_id = await band_of(session, key)
+        if since is None and stream.calibration_id == calibration_id:
+            state = StreamState.from_dict(stream.state)
+        else:
+            state = await replayed(session, key, band, since=since)
+        found.append(StreamReport(key, state.verdict(band, stream.identified), stream.identified))
+    return found
 
 
 async def band_of(session: AsyncSession, key: StreamKey) -> tuple[Band, int | None]:

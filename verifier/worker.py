@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,6 +20,7 @@ from storage.streams import StreamKey
 from verifier import streams
 from verifier.audit import TrustedModel, audit_exchanges
 from verifier.errors import VerifierError
+from verifier.stream_identity import identity, is_followed
 
 logger = logging.getLogger("seedproof.worker")
 
@@ -45,6 +47,7 @@ class Worker:
     ) -> None:
         self._database, self._load, self._name, self._batch = database, load, name, batch
         self._models: dict[str, TrustedModel] = {}
+        self._identified: dict[StreamKey, Mapping[str, Any] | None] = {}
 
     async def run(self, *, until_empty: bool = False) -> None:
         """Work until cancelled, or until no job is left to claim."""
@@ -67,7 +70,9 @@ class Worker:
         for reference in sorted({claim.reference for claim in claims}):
             batch = [claim for claim in claims if claim.reference == reference]
             async with self._kept_alive(batch):
-                results = await asyncio.to_thread(self._audit, reference, [found[c.exchange_id] for c in batch])
+                asked = [found[claim.exchange_id] for claim in batch]
+                results = await asyncio.to_thread(self._audit, reference, asked)
+                await asyncio.to_thread(self._identify, reference, asked, results)
             await self._finish(batch, results)
         return len(claims)
 
@@ -87,6 +92,22 @@ class Worker:
             results.update(self._audit(reference, [exchange]))
         return results
 
+    def _identify(self, reference: str, batch: Sequence[Exchange], results: Results) -> None:
+        """Look once for the sampler of each stream whose answers do not follow the configured one."""
+        strangers: dict[StreamKey, list[Exchange]] = {}
+        for exchange in batch:
+            outcome = results[exchange.id]
+            for audit in [] if isinstance(outcome, Exception) else outcome[:1]:
+                key = stream_of(audit)
+                if key not in self._identified and not is_followed(audit):
+                    strangers.setdefault(key, []).append(exchange)
+        for key, exchanges_of_it in strangers.items():
+            try:
+                self._identified[key] = identity(exchanges_of_it, self._model(reference))
+            except Exception:
+                logger.warning("the sampler of %s could not be identified", key, exc_info=True)
+                self._identified[key] = None
+
     def _model(self, reference: str) -> TrustedModel:
         if reference not in self._models:
             self._models[reference] = self._load(reference)
@@ -101,7 +122,8 @@ class Worker:
                 elif await jobs.complete(session, claim):
                     await audits.add(session, outcome)
                     for key in {stream_of(audit) for audit in outcome}:
-                        await streams.weigh(session, claim.exchange_id, key, now=_now())
+                        known = self._identified.get(key)
+                        await streams.weigh(session, claim.exchange_id, key, now=_now(), identified=known)
 
     @contextlib.asynccontextmanager
     async def _kept_alive(self, claims: Sequence[Claim]) -> AsyncIterator[None]:

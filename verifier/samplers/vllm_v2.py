@@ -21,6 +21,8 @@ and tl.rand); R folds a word to 31 bits and scales it to [0, 1).
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 
 from verifier.errors import UnknownContract
 from verifier.samplers.arithmetic import (
@@ -37,7 +39,7 @@ from verifier.samplers.arithmetic import (
 from verifier.samplers.contract import GumbelContract
 from verifier.samplers.murmur import murmur3, murmur_key
 from verifier.samplers.names import ContractName, render
-from verifier.samplers.noise import GumbelNoise
+from verifier.samplers.noise import GumbelNoise, Integers, as_words
 
 _HALF = np.uint64(0x80000000)
 _TOP31 = np.uint64(0x7FFFFFFF)
@@ -149,6 +151,21 @@ def _neg_log1m_f(u):
 def _gumbel_f(word):
     u = np.float32((exact_float(LOW32 - word) + 0.5) * 2.3283064365386963e-10)
     return np.float32(-log(np.float64(_neg_log1m_f(u))))
+
+
+@njit(error_model="numpy")
+def _acceptances(seed, positions):
+    out = np.empty(positions.size)
+    for i in range(positions.size):
+        g = _philox_key(seed, positions[i], ZERO)[0]
+        out[i] = _uniform(LOW32 - g if g >= _HALF else g)
+    return out
+
+
+def acceptances(seed: int, positions: Integers) -> NDArray[np.float64]:
+    """The uniforms that a speculated token's probability must exceed at these positions, the same in every era."""
+    found: NDArray[np.float64] = _acceptances(as_words(np.array([seed]))[0], as_words(positions))
+    return found
 
 
 ERAS = {

@@ -1,0 +1,136 @@
+"""Which sampler made real outputs, from at most 300 of their tokens."""
+
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+from click.testing import CliRunner
+from recorded import golden
+
+from verifier.errors import InputError
+from verifier.identify import PROBE, Sample, cut_down, identify, identify_claims, piece, rank
+from verifier.identify_command import identify_command, result
+from verifier.recordings import read_recordings
+from verifier.samplers import contract
+from verifier.sampling_params import SamplingParams
+from verifier.sequences import TokenSequence
+from verifier.verify import claims_of
+
+V1, V2 = "vllm@0.26.0/v1", "vllm@0.26.0/v2"
+WIDTH = 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain_t1", V1), ("t07_p09", V1), ("int4", V1), ("v1_pen", V1), ("v2_n4", V2), ("v2_fp8", V2),
+        ("greedy", "greedy"),
+    ],
+)
+def test_the_contract_of_real_outputs_is_named_be_they_honest_or_not(demo_reference, name, expected):
+    found = identify(demo_reference, read_recordings(golden(name), limit=6), limit=160)
+    assert found.contract == expected
+    assert found.tokens <= 160
+    assert found.evidence > 20.0
+
+
+def test_a_hotter_temperature_than_claimed_does_not_hide_the_contract(demo_reference):
+    recordings = read_recordings(golden("temp11"), overrides={"temperature": 1.0})
+    assert identify(demo_reference, recordings, limit=128).contract == V1
+
+
+def test_an_ignored_seed_gives_no_contract(demo_reference):
+    recordings = read_recordings(golden("v2_plain"), overrides={"seed": 99})
+    found = identify(demo_reference, recordings, limit=128)
+    assert (found.contract, found.reason) == (None, "no_contract_fits")
+    assert len(found.ranking) > 25
+
+
+def test_outputs_without_a_seed_cannot_be_identified(demo_reference):
+    found = identify(demo_reference, read_recordings(golden("v1_noseed"), limit=2))
+    assert (found.contract, found.reason) == (None, "no_seed")
+
+
+def test_speculative_decoding_is_recognized_with_its_drafter_and_is_no_contract(demo_reference):
+    found = identify(demo_reference, read_recordings(golden("v1_spec")), limit=300)
+    assert (found.contract, found.reason) == (None, "speculative_decoding")
+    assert found.ranking[0].contract == V1
+    assert found.ranking[0].speculation.startswith("ngram 2-")
+    assert found.ranking[0].match_rate > 0.95
+
+
+def made(contract_id: str, params: SamplingParams, *, count: int = 90, seed: int = 5, shift: int = 0):
+    """A piece drawn by a contract from random logits."""
+    rules, rng = contract(contract_id), np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (count, WIDTH)).astype(np.float32)
+    log_mass = np.logaddexp.reduce(logits.astype(np.float64) / params.temperature, axis=1)
+    draws = rules.draw(
+        logits, log_mass, logits.argmax(1), seed=rules.choice_seed(seed, 1), params=params,
+        positions=rules.positions(7, count) + shift,
+    )  # fmt: skip
+    sequence = TokenSequence(list(range(7)), draws.winners.tolist())
+    return piece(logits, Sample(sequence, seed, 1, params))
+
+
+@pytest.mark.parametrize(
+    "contract_id",
+    ["vllm@0.33.0/v2", "vllm@0.21.0/v2", "sglang@0.5.23:index=id", "sglang@0.5.23:index=rank", "llama.cpp@11549",
+     "lmdeploy:shift=1", "mlx@0.32.0", "mlx@0.32.1", "vllm@0.32.0/cpu", "ollama@0.29.0"],
+)  # fmt: skip
+def test_what_a_contract_draws_is_named_after_it(contract_id):
+    found = rank([made(contract_id, SamplingParams(temperature=0.9))], WIDTH)
+    assert found.contract == contract_id
+    assert found.ranking[0].match_rate == 1.0
+    assert found.ranking[0].covers
+
+
+def test_a_stream_that_runs_ahead_is_named_with_its_shift():
+    found = rank([made(V1, SamplingParams(), shift=1)], WIDTH)
+    assert (found.contract, found.ranking[0].shift) == (V1, 1)
+
+
+def test_all_contracts_are_ranked_on_request():
+    pieces = [made(V2, SamplingParams())]
+    quick, thorough = rank(pieces, WIDTH), rank(pieces, WIDTH, exhaustive=True)
+    assert quick.contract == thorough.contract == V2
+    assert len(quick.ranking) < 6 < 25 < len(thorough.ranking)
+
+
+def test_claims_are_identified_whatever_contract_they_name(demo_reference):
+    claims = claims_of(read_recordings(golden("v2_plain"), limit=2), contract(V1), "")
+    found = identify_claims(demo_reference, claims, limit=100)
+    assert found.contract == V2
+
+
+def test_beginnings_share_the_limit_and_empty_answers_take_nothing():
+    answers = [Sample(TokenSequence([1], list(range(n))), 0, 0, SamplingParams()) for n in (500, 10, 500, 500, 500)]
+    cut = cut_down(answers, 200)
+    assert [len(sample.sequence.output_token_ids) for sample in cut] == [PROBE, 10, PROBE, 62]
+
+
+def test_nothing_to_read_is_said(demo_reference):
+    empty = replace(read_recordings(golden("v2_plain"), limit=1)[0], sequence=TokenSequence([1], []))
+    assert identify(demo_reference, [empty]).reason == "no_tokens"
+
+
+def test_the_command_writes_one_entry_a_file_and_a_single_files_at_the_top(demo_directory):
+    arguments = [str(golden("v2_plain")), "--model", str(demo_directory), "--tokens", "80", "--json", "-"]
+    printed = CliRunner().invoke(identify_command, arguments, catch_exceptions=False)
+    told = orjson.loads(printed.stdout)
+    assert told["contract"] == told["files"][0]["contract"] == V2
+    assert told["ranking"][0]["contract"] == V2
+    assert told["ranking"][0]["evidence"] > 20.0
+
+
+def test_several_files_have_no_common_contract(tmp_path):
+    found = rank([made(V2, SamplingParams())], WIDTH)
+    assert set(result({tmp_path / "a": found, tmp_path / "b": found})) == {"files"}
+
+
+def test_a_sequence_that_the_model_cannot_take_is_an_error_that_names_it(tmp_path, demo_directory):
+    line = {"prompt_token_ids": [1], "output_token_ids": [10**6], "seed": 1, "temperature": 1.0}
+    (tmp_path / "bad.jsonl").write_bytes(orjson.dumps(line))
+    arguments = [str(tmp_path / "bad.jsonl"), "--model", str(demo_directory)]
+    with pytest.raises(InputError, match="token id lies outside"):
+        CliRunner().invoke(identify_command, arguments, catch_exceptions=False)

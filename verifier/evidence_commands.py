@@ -1,0 +1,288 @@
+"""`seedproof calibrate`, `report` and `evaluate`; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from verifier.commands import (
+    device_option,
+    dtype_option,
+    files_argument,
+    json_option,
+    limit_option,
+    model_option,
+    sampler_option,
+    token_progress,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from verifier.band import Band
+    from verifier.evaluate import Answer, Judged
+    from verifier.report import StreamReport
+
+SEED = 20
+"""Of the batches that AUCs are drawn from: an evaluation gives the same numbers again."""
+
+store_option = click.option("--store", envvar="SEEDPROOF_STORE", help="Database URL; or set SEEDPROOF_STORE.")
+override_options = (
+    click.option("--temperature", type=float, help="Instead of the files' own."),
+    click.option("--top-k", type=int, help="Instead of the files' own; 0 or -1 is off."),
+    click.option("--top-p", type=float, help="Instead of the files' own; 1 is off."),
+    click.option("--seed", type=int, help="Instead of the files' own."),
+)
+
+
+class ManyFiles(click.Command):
+    """Lets an option that may be given several times take several values at once: `--suspect A B C`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        many = {name for p in self.params if isinstance(p, click.Option) and p.multiple for name in p.opts}
+        spread: list[str] = []
+        option, values = "", 0
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                option, values = (arg if arg in many else ""), 0
+                spread.append(arg)
+                continue
+            spread += [option, arg] if option and values else [arg]
+            values += 1
+        return super().parse_args(ctx, spread)
+
+
+def overridable(command: Callable[..., None]) -> Callable[..., None]:
+    """With the options that replace the files' own sampling parameters."""
+    for option in reversed(override_options):
+        command = option(command)
+    return command
+
+
+@click.command("calibrate")
+@files_argument
+@model_option
+@sampler_option
+@overridable
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the band here, as JSON.")
+@store_option
+@click.option("--reference", help="Name of the reference in the proxy's configuration; --model unless told.")
+@click.option("--hardware", default="", help="The provider's and the verifier's, for the record, e.g. 'H100 / CPU'.")
+@dtype_option
+@device_option
+@limit_option
+def calibrate_command(
+    files: Sequence[Path], model: str, sampler: str, out: Path | None, store: str | None, reference: str | None,
+    hardware: str, dtype: str, device: str, limit: int | None, **overrides: Any,
+) -> None:  # fmt: skip
+    """Learn what honest scores look like from recorded outputs of a run that you trust.
+
+    Half of the answers make the band, the other half measures how often it would accuse them. With --store the band
+    judges all streams of that reference and sampler from then on; their stored audits are weighed again.
+    """
+    from verifier.calibration import calibrate
+
+    answers = scored([f"{file}" for file in files], model, sampler, overrides, dtype, device, limit)
+    every = [answer for file in answers.values() for answer in file[1]]
+    name = reference or model
+    scope = {"reference": name, "sampler": sampler, "token_source": "given"}
+    if hardware:
+        scope["hardware"] = hardware
+    band = calibrate([answer.scores for answer in every], sampling=_common_sampling(every), scope=scope)
+    Console().print(_band_table(band))
+    write_json(str(out) if out else None, band.to_dict())
+    if store is not None:
+        asyncio.run(_store_band(store, band, reference=name, sampler=sampler, hardware=hardware))
+
+
+@click.command("report")
+@store_option
+@click.option("--upstream", help="Only this one's streams.")
+@click.option("--since", type=click.DateTime(), help="Only audits made since then (UTC), weighed afresh.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, with all that is behind each verdict.")
+@json_option
+def report_command(
+    store: str | None, upstream: str | None, since: datetime | None, markdown: bool, json_path: str | None
+) -> None:
+    """Print the verdict on every stream."""
+    from verifier.report import as_json, as_markdown, as_table
+
+    if store is None:
+        raise click.UsageError("name the database with --store or SEEDPROOF_STORE")
+    moment = since.replace(tzinfo=timezone.utc) if since else None
+    reports = asyncio.run(_read_reports(store, upstream, moment))
+    if markdown:
+        click.echo(as_markdown(reports), nl=False)
+    elif json_path != "-":
+        Console().print(as_table(reports))
+    write_json(json_path, as_json(reports))
+
+
+@click.command("evaluate", cls=ManyFiles)
+@click.option("--honest", "honest", multiple=True, required=True, metavar="FILES", help="Recordings that you trust.")
+@click.option("--suspect", "suspects", multiple=True, required=True, metavar="FILES", help="FILE or FILE@SAMPLER.")
+@model_option
+@sampler_option
+@overridable
+@click.option("--plot", type=click.Path(file_okay=False, path_type=Path), help="Save figures here (PNG and SVG).")
+@dtype_option
+@device_option
+@limit_option
+@json_option
+def evaluate_command(
+    honest: Sequence[str], suspects: Sequence[str], model: str, sampler: str, plot: Path | None, dtype: str,
+    device: str, limit: int | None, json_path: str | None, **overrides: Any,
+) -> None:  # fmt: skip
+    """Calibrate on half of the honest prompts and judge all the rest."""
+    from verifier.calibration import false_positives, fit
+    from verifier.evaluate import split, unfitted
+
+    found = scored([*honest, *suspects], model, sampler, overrides, dtype, device, limit)
+    fitted, held_out = split([answer for file in honest for answer in found[file][1]])
+    band = fit([answer.scores for answer in fitted], sampling=_common_sampling(fitted), scope={"sampler": sampler})
+    alarms = false_positives([answer.scores for answer in held_out], band)
+    rest = {file: (name, unfitted(answers, fitted)) for file, (name, answers) in found.items()}
+    judged = _judged(rest, held_out, band)
+    result = {
+        "suspects": [judged[file].to_dict() for file in suspects],
+        "honest": {
+            "false_positive_rate": alarms.alarms / alarms.blocks if alarms.blocks else None,
+            **vars(alarms),
+            "files": [judged[file].to_dict() for file in honest],
+        },
+        "band": band.to_dict(),
+    }
+    if json_path != "-":
+        Console().print(_evaluation_table([judged[file] for file in dict.fromkeys([*honest, *suspects])]))
+    write_json(json_path, result)
+    if plot is not None:
+        from verifier.plots import save_plots
+
+        for path in save_plots([judged[file] for file in suspects], plot):
+            click.echo(f"saved {path}", err=True)
+
+
+def scored(
+    files: Sequence[str], model: str, sampler: str, overrides: Mapping[str, Any], dtype: str, device: str,
+    limit: int | None,
+) -> dict[str, tuple[str, list[Answer]]]:  # fmt: skip
+    """Per file its contract's id and its scored answers; a file may name its own contract as FILE@SAMPLER."""
+    from verifier.models import model_directory, torch_dtype
+    from verifier.recordings import read_recordings
+    from verifier.reference import TransformersReference
+    from verifier.samplers import contract
+
+    named = {file: _file_and_sampler(file, sampler) for file in files}
+    rules = {file: contract(name) for file, (_, name) in named.items()}
+    rows = {file: read_recordings(path, overrides=overrides, limit=limit) for file, (path, _) in named.items()}
+    reference = TransformersReference(model_directory(model, {}), device=device, dtype=torch_dtype(dtype))
+    total = sum(len(row.sequence.output_token_ids) for recordings in rows.values() for row in recordings)
+    with token_progress(total, "Scoring") as advance:
+        return {
+            file: (rules[file].id, _scored_file(file, rows[file], reference, rules[file], advance)) for file in named
+        }
+
+
+def _scored_file(
+    file: str, recordings: Sequence[Any], reference: Any, rules: Any, advance: Callable[[int], None]
+) -> list[Answer]:
+    from verifier.band import distribution
+    from verifier.errors import InputError
+    from verifier.evaluate import Answer
+    from verifier.replay import replay
+    from verifier.stream_state import AuditedAnswer
+    from verifier.verify import claims_of
+
+    claims = [claim for claim in claims_of(recordings, rules, file) if claim.sequence.output_token_ids]
+    if not claims:
+        raise InputError(f"{file} holds no answer with tokens: give a file of recorded outputs")
+    for number, claim in enumerate(claims):
+        reference.check(number, claim.sequence)
+    return [
+        Answer(tuple(claim.sequence.prompt_token_ids), AuditedAnswer.of(scores, distribution(claim.params)))
+        for claim, scores in zip(claims, replay(reference, claims, advance), strict=True)
+    ]
+
+
+def _file_and_sampler(text: str, sampler: str) -> tuple[Path, str]:
+    if "@" not in text or Path(text).exists():
+        return Path(text), sampler
+    name, _, own = text.partition("@")
+    return Path(name), own
+
+
+def _common_sampling(answers: Sequence[Answer]) -> Mapping[str, float] | None:
+    """The sampling parameters of all answers, None where they differ: then expectations are not judged."""
+    first = answers[0].audited.sampling if answers else None
+    return first if all(answer.audited.sampling == first for answer in answers) else None
+
+
+def _judged(
+    files: Mapping[str, tuple[str, Sequence[Answer]]], held_out: Sequence[Answer], band: Band
+) -> dict[str, Judged]:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from verifier.evaluate import judge_file, separation
+
+    rng = np.random.default_rng(SEED)
+    return {
+        file: replace(judge_file(file, name, answers, band), separation=separation(held_out, answers, band, rng))
+        for file, (name, answers) in files.items()
+    }
+
+
+async def _store_band(store: str, band: Band, *, reference: str, sampler: str, hardware: str) -> None:
+    from storage import calibrations
+    from storage.database import open_database
+
+    async with open_database(store) as database, database.writing() as session:
+        await calibrations.add(
+            session, reference=reference, sampler=sampler, token_source="given", hardware=hardware,  # noqa: S106
+            band=band.to_dict(), now=datetime.now(timezone.utc),
+        )  # fmt: skip
+
+
+async def _read_reports(store: str, upstream: str | None, since: datetime | None) -> list[StreamReport]:
+    from storage.database import open_database
+    from verifier.streams import reports
+
+    async with open_database(store, upgrade=False) as database, database.reading() as session:
+        return await reports(session, upstream=upstream, since=since)
+
+
+def _band_table(band: Band) -> Table:
+    table = Table(title=f"Band of {band.sequences} honest answers, {band.tokens} tokens")
+    for heading in ("detector", "honest mean", "tolerated mean", "design effect"):
+        table.add_column(heading, justify="left" if heading == "detector" else "right")
+    for name, mean in band.honest.items():
+        table.add_row(name, f"{mean:.4f}", f"{band.typical[name]:.4f}", f"{band.design_effect[name]:.2f}")
+    if band.held_out is not None:
+        held = band.held_out
+        table.caption = (
+            f"False positives on the other half: {held.alarms} of {held.blocks} answers "
+            f"(95 %: {held.low:.3f}–{held.high:.3f})"
+        )
+    return table
+
+
+def _evaluation_table(judged: Sequence[Judged]) -> Table:
+    table = Table()
+    headings = ("file", "verdict", "why", "tokens", "match", "tokens to deviates", "AUC (of n tokens)")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < 3 else "right", no_wrap=number < 2)
+    for one in judged:
+        median = one.median_tokens_to_deviates
+        areas = ", ".join(f"{value:.3f} ({n})" for n, value in one.separation.auc.items() if int(n) >= 30)
+        table.add_row(
+            Path(one.file).stem, one.verdict.word, ", ".join(one.verdict.reasons), str(one.tokens),
+            f"{one.exact_match_rate:.3f}", "–" if median is None else f"{median:.0f}", areas,
+        )  # fmt: skip
+    return table

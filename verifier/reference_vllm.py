@@ -1,0 +1,143 @@
+"""The trusted model by vLLM: claims go in as prefills, and reference_vllm_worker.py scores them on the GPU.
+
+Batching, chunked prefill, prefix caching and parallelism stay vLLM's own business. A cached prefix can hide output
+tokens (the same answer twice): what comes back without scores is run once more without the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from verifier.errors import BadSequence, InputError, ReferenceTooSmall, ReferenceUnreadable
+from verifier.kernels_rows import COLUMNS
+from verifier.reference import LogitRows
+from verifier.reference_scoring import token_scores
+from verifier.reference_vllm_worker import KEY, packed_claim
+from verifier.replay import Claim
+from verifier.scoring import TokenScores
+from verifier.sequences import TokenSequence
+
+EXTENSION = "verifier.reference_vllm_worker.ScoringExtension"
+_KNOWN = "0.26"
+
+
+class VLLMReference:
+    """A causal language model in a vLLM engine of this process, kept warm.
+
+    Args:
+        path: directory of the model, with tokenizer.
+        dtype: of the weights.
+        max_model_len: longest prompt + output; by default the model's own.
+        gpu_memory_utilization: the share of the GPU's memory that vLLM may take.
+        vllm_kwargs: further arguments of `vllm.LLM`: quantization, kv_cache_dtype, tensor_parallel_size, …
+
+    Raises:
+        InputError: vLLM is not installed.
+        ReferenceUnreadable: vLLM cannot load the model, or its internals are not those we know.
+        ReferenceTooSmall: the model does not fit.
+    """
+
+    def __init__(
+        self, path: str | Path, *, dtype: torch.dtype = torch.bfloat16, max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.7, vllm_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        try:
+            import vllm
+        except ImportError as error:
+            raise InputError("backend 'vllm' needs vLLM: pip install 'seedproof[vllm]'") from error
+        self.path = Path(path)
+        self._params = vllm.SamplingParams
+        options = {
+            "max_model_len": max_model_len, "gpu_memory_utilization": gpu_memory_utilization,
+            "dtype": str(dtype).removeprefix("torch."), "enforce_eager": True, **(vllm_kwargs or {}),
+        }  # fmt: skip
+        try:
+            self.engine = vllm.LLM(model=str(path), worker_extension_cls=EXTENSION, **options)
+        except torch.OutOfMemoryError as error:
+            raise ReferenceTooSmall(f"{self.path.name} does not fit on the GPU: raise gpu_memory_utilization") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ReferenceUnreadable(f"vLLM cannot serve {path}: {str(error).strip().splitlines()[0]}") from error
+        config = self.engine.llm_engine.model_config
+        self.max_length: int = config.max_model_len
+        self.width: int = config.get_vocab_size()
+        self.end_token_ids = _end_token_ids(config)
+        self._start(vllm.__version__)
+
+    def _start(self, version: str) -> None:
+        for complaint in self.engine.collective_rpc("start_scoring", args=(list(self.end_token_ids),)):
+            if complaint:
+                raise ReferenceUnreadable(
+                    f"vLLM {version} is not built as the {_KNOWN} we know ({complaint}): "
+                    f"install vllm=={_KNOWN}.*, or use the transformers backend"
+                )
+
+    def check(self, number: int, sequence: TokenSequence, limit: int | None = None) -> None:
+        """Raise BadSequence, naming the sequence, if it cannot be scored in a context of `limit` tokens."""
+        tokens = [*sequence.prompt_token_ids, *sequence.output_token_ids]
+        limit = min(limit or self.max_length, self.max_length)
+        if not sequence.prompt_token_ids:
+            raise BadSequence(f"sequence {number}: the prompt is empty; give at least one token (BOS) to score from")
+        if len(tokens) > limit:
+            raise BadSequence(f"sequence {number}: {len(tokens)} tokens exceed the context of {limit}; shorten it")
+        if max(tokens) >= self.width or min(tokens) < 0:
+            raise BadSequence(
+                f"sequence {number}: a token id lies outside the model's {self.width} logits; "
+                "use the tokenizer that the provider's model has"
+            )
+
+    def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:
+        """Not given: logits do not leave vLLM's worker. Raises InputError."""
+        raise InputError("backend 'vllm' scores known token ids only: read text back with backend 'transformers'")
+
+    def scores(
+        self, claims: Sequence[Claim], on_tokens: Callable[[int], None] | None = None
+    ) -> list[TokenScores]:
+        """Scores of each claim's output tokens, as `verifier.replay.replay` promises."""
+        outputs = [claim.sequence.output_token_ids for claim in claims]
+        columns = [np.full((len(output), len(COLUMNS)), np.nan, np.float32) for output in outputs]
+        todo = [number for number, output in enumerate(outputs) if output]
+        for cached in (True, False):
+            self._run(claims, todo, columns, read_cache=cached)
+            todo = [number for number in todo if np.isnan(columns[number][:, 0]).any()]
+            if not todo:
+                break
+        if todo:
+            raise ReferenceUnreadable(f"vLLM gave no scores for {len(todo)} sequences: use the transformers backend")
+        if on_tokens:
+            on_tokens(sum(map(len, outputs)))
+        return [token_scores(part, output) for part, output in zip(columns, outputs, strict=True)]
+
+    def _run(
+        self, claims: Sequence[Claim], numbers: Sequence[int], columns: list[np.ndarray[Any, Any]], *, read_cache: bool
+    ) -> None:
+        prompts = [
+            {"prompt_token_ids": claims[n].sequence.prompt_token_ids + claims[n].sequence.output_token_ids[:-1]}
+            for n in numbers
+        ]
+        params = [
+            self._params(
+                max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=not read_cache,
+                extra_args={KEY: packed_claim(n, claims[n])},
+            )
+            for n in numbers
+        ]  # fmt: skip
+        self.engine.generate(prompts, params, use_tqdm=False)
+        # Every tensor-parallel rank has the same scores, and earlier pipeline ranks have none.
+        found: list[tuple[int, int, bytes]] = max(self.engine.collective_rpc("take_scores"), key=len)
+        for number, first, data in found:
+            part = np.frombuffer(data, np.float32).reshape(-1, len(COLUMNS))
+            columns[number][first : first + len(part)] = part
+
+
+def _end_token_ids(config: Any) -> tuple[int, ...]:
+    """The EOS ids of the generation configuration, or else of the model's own."""
+    configured = config.try_get_generation_config().get("eos_token_id")
+    if configured is None:
+        configured = getattr(config.hf_text_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(int(token_id) for token_id in listed if token_id is not None)

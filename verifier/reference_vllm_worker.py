@@ -1,0 +1,225 @@
+"""Inside vLLM's worker: score claimed tokens next to `compute_logits`, and keep eight numbers a token.
+
+vLLM mixes `ScoringExtension` into its worker class (`worker_extension_cls`), on every rank. `start_scoring` then hooks
+into the one object whose step sees the hidden states of prompt tokens:
+    V2 runner   model_runner.prompt_logprobs_worker, replaced by `ScoringPromptLogprobs`, which wraps it
+    V1 runner   model_runner._get_prompt_logprobs_dict, which every step calls
+Claims travel in SamplingParams.extra_args. vLLM's internals are nobody's promise: what does not look as it did when
+this was written (vLLM 0.26) is refused before any request.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from verifier.kernels_rows import sent
+from verifier.reference_scoring import Piece, score_pieces
+from verifier.replay import Claim
+from verifier.samplers import contract
+from verifier.sampling_params import SamplingParams
+from verifier.sequences import TokenSequence
+
+KEY = "seedproof"
+CHUNK_BYTES = 512 * 2**20  # of logits alive at a time
+
+_V2_HOOK = ("logits_fn", "hidden_states", "input_batch", "all_token_ids", "num_computed_tokens", "prompt_lens")
+_V1_HOOK = ("hidden_states", "num_scheduled_tokens")
+
+Logits = Callable[[torch.Tensor], "torch.Tensor | None"]
+Span = tuple[str, int, int, int]
+"""A request's id, its first row in the step's hidden states, the prompt position of that row, and its rows."""
+
+
+def packed_claim(number: int, claim: Claim) -> dict[str, Any]:
+    """What a worker needs to know of a claim, in plain types."""
+    return {
+        "number": number, "prompt": list(claim.sequence.prompt_token_ids),
+        "output": list(claim.sequence.output_token_ids), "seed": (claim.seed + 2**63) % 2**64 - 2**63,
+        "contract": claim.contract.id, "params": _plain(claim.params),
+    }  # fmt: skip
+
+
+def _plain(params: SamplingParams) -> dict[str, Any]:
+    defaults = vars(SamplingParams())
+    changed = {name: value for name, value in vars(params).items() if value != defaults[name]}
+    if "logit_bias" in changed:
+        changed["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias.items()}
+    return changed
+
+
+def unpacked_claim(values: Mapping[str, Any]) -> Claim:
+    """The claim that `packed_claim` packed."""
+    params = {name: [tuple(w) for w in value] if name == "bad_words_token_ids" else value
+              for name, value in values["params"].items()}  # fmt: skip
+    return Claim(
+        TokenSequence(list(values["prompt"]), list(values["output"])), values["seed"],
+        SamplingParams.from_fields(params), contract(values["contract"]),
+    )  # fmt: skip
+
+
+@dataclass
+class StepScorer:
+    """Scores the output tokens of each step's rows; results stay on the GPU until taken."""
+
+    end_token_ids: Sequence[int]
+    claims: dict[str, tuple[int, Claim]] = field(default_factory=dict)
+    results: list[tuple[list[Piece], torch.Tensor]] = field(default_factory=list)
+    undrawn: dict[int, int] = field(default_factory=dict)
+
+    def admit(self, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
+        """Remember a request's claim, if it has one."""
+        if extra_args and KEY in extra_args:
+            values = extra_args[KEY]
+            self.claims[request_id] = (values["number"], unpacked_claim(values))
+            self.undrawn.pop(values["number"], None)
+
+    def forget(self, request_id: str) -> None:
+        """A request has left the worker."""
+        self.claims.pop(request_id, None)
+
+    def step(self, logits_of: Logits, hidden: torch.Tensor, spans: Iterable[Span]) -> None:
+        """Score what of this step's rows [R, H] precedes a claimed token."""
+        pieces, rows = [], []
+        for request_id, start, position, count in spans:
+            if request_id not in self.claims:
+                continue
+            number, claim = self.claims[request_id]
+            before = len(claim.sequence.prompt_token_ids) - 1
+            low = max(position, before)
+            high = min(position + count, before + len(claim.sequence.output_token_ids))
+            if low < high:
+                pieces.append(Piece(number, claim, low - before, high - low))
+                rows.append(np.arange(start + low - position, start + high - position))
+        if pieces:
+            self._score(logits_of, hidden, pieces, np.concatenate(rows))
+
+    def _score(self, logits_of: Logits, hidden: torch.Tensor, pieces: list[Piece], rows: np.ndarray[Any, Any]) -> None:
+        index = sent(rows, hidden.device)
+        first, step = 0, 1024
+        while first < len(rows):
+            logits = logits_of(hidden[index[first : first + step]])
+            parts = cut(pieces, first, min(first + step, len(rows)))
+            if logits is not None:  # None: another tensor-parallel rank has them
+                scores = score_pieces(logits.contiguous(), parts, self.end_token_ids, self.undrawn)
+                self.results.append((parts, scores))
+            first += step
+            if logits is not None:
+                step = max(1, CHUNK_BYTES // (logits.shape[1] * logits.element_size()))
+
+    def take(self) -> list[tuple[int, int, bytes]]:
+        """Claim number, first output token and float32 columns of all results since the last call."""
+        if not self.results:
+            return []
+        columns = torch.cat([scores for _, scores in self.results]).cpu().numpy()
+        pieces = [piece for parts, _ in self.results for piece in parts]
+        ends = np.cumsum([piece.count for piece in pieces])
+        self.results.clear()
+        parts = np.split(columns, ends[:-1])
+        return [(p.number, p.first, part.tobytes()) for p, part in zip(pieces, parts, strict=True)]
+
+
+def cut(pieces: Sequence[Piece], first: int, last: int) -> list[Piece]:
+    """Rows `first` … `last` − 1 of pieces laid end to end."""
+    found, start = [], 0
+    for piece in pieces:
+        low, high = max(first, start), min(last, start + piece.count)
+        if low < high:
+            found.append(Piece(piece.number, piece.claim, piece.first + low - start, high - low))
+        start += piece.count
+    return found
+
+
+class ScoringPromptLogprobs:
+    """vLLM V2's PromptLogprobsWorker with a scorer beside it."""
+
+    def __init__(self, wrapped: Any, scorer: StepScorer) -> None:
+        self._wrapped, self._scorer = wrapped, scorer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def add_request(self, req_id: str, req_idx: int, sampling_params: Any) -> None:
+        """As vLLM's; a claim of ours is remembered."""
+        self._wrapped.add_request(req_id, req_idx, sampling_params)
+        self._scorer.admit(req_id, sampling_params.extra_args)
+
+    def remove_request(self, req_id: str) -> None:
+        """As vLLM's."""
+        self._wrapped.remove_request(req_id)
+        self._scorer.forget(req_id)
+
+    def compute_prompt_logprobs(
+        self, logits_fn: Logits, hidden_states: torch.Tensor, input_batch: Any, *rest: Any
+    ) -> Any:
+        """As vLLM's, after scoring."""
+        starts, computed = input_batch.query_start_loc_np, input_batch.num_computed_prefill_tokens_np
+        spans = [
+            (request_id, int(starts[i]), int(computed[i]), int(starts[i + 1] - starts[i]))
+            for i, request_id in enumerate(input_batch.req_ids)
+        ]
+        self._scorer.step(logits_fn, hidden_states, spans)
+        return self._wrapped.compute_prompt_logprobs(logits_fn, hidden_states, input_batch, *rest)
+
+
+class ScoringExtension:
+    """Methods that vLLM adds to its worker; `collective_rpc` calls them by name."""
+
+    model_runner: Any
+
+    def start_scoring(self, end_token_ids: list[int]) -> str:
+        """Hook in; returns an empty text, or what of this vLLM looks different from the one we know."""
+        scorer = StepScorer(end_token_ids)
+        self._seedproof_scorer = scorer
+        runner = self.model_runner
+        if hasattr(runner, "prompt_logprobs_worker"):
+            return _hook_v2(runner, scorer)
+        if hasattr(runner, "_get_prompt_logprobs_dict"):
+            return _hook_v1(runner, scorer)
+        return f"{type(runner).__name__} has neither prompt_logprobs_worker nor _get_prompt_logprobs_dict"
+
+    def take_scores(self) -> list[tuple[int, int, bytes]]:
+        """Results since the last call (StepScorer.take)."""
+        return self._seedproof_scorer.take()
+
+
+def _hook_v2(runner: Any, scorer: StepScorer) -> str:
+    worker = runner.prompt_logprobs_worker
+    if worker is None:  # not the last pipeline rank
+        return ""
+    if isinstance(worker, ScoringPromptLogprobs):
+        worker = worker._wrapped
+    found = tuple(inspect.signature(worker.compute_prompt_logprobs).parameters)
+    if found != _V2_HOOK:
+        return f"compute_prompt_logprobs takes {', '.join(found)}"
+    runner.prompt_logprobs_worker = ScoringPromptLogprobs(worker, scorer)
+    return ""
+
+
+def _hook_v1(runner: Any, scorer: StepScorer) -> str:
+    wrapped = runner._get_prompt_logprobs_dict
+    found = tuple(inspect.signature(wrapped).parameters)
+    missing = [name for name in ("requests", "input_batch", "query_start_loc") if not hasattr(runner, name)]
+    if found != _V1_HOOK or missing:
+        return f"_get_prompt_logprobs_dict takes {', '.join(found)}; missing: {', '.join(missing) or 'nothing'}"
+
+    def scoring(hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
+        spans = []
+        for request_id, count in num_scheduled_tokens.items():
+            request = runner.requests[request_id]
+            if request_id not in scorer.claims:
+                scorer.admit(request_id, request.sampling_params and request.sampling_params.extra_args)
+            start = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[request_id]])
+            spans.append((request_id, start, int(request.num_computed_tokens), int(count)))
+        scorer.step(runner.model.compute_logits, hidden_states, spans)
+        for request_id in scorer.claims.keys() - runner.requests.keys():
+            scorer.forget(request_id)
+        return wrapped(hidden_states, num_scheduled_tokens)
+
+    runner._get_prompt_logprobs_dict = scoring
+    return ""
