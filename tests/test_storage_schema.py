@@ -86,7 +86,8 @@ async def test_a_newer_schema_is_left_alone(database_url, upgrade):
 async def test_tables_of_another_program_are_left_alone(database_url):
     async with open_database(database_url) as database, database.writing() as session:
         await session.execute(text(f"DROP TABLE {VERSION_TABLE}"))
-    with pytest.raises(SchemaForeign, match=r"\(audits, calibrations, exchanges, jobs, streams\): give seedproof a database of its"):
+    tables = r"\(audits, calibrations, exchanges, jobs, streams\)"
+    with pytest.raises(SchemaForeign, match=f"{tables}: give seedproof a database of its"):
         async with open_database(database_url):
             pass
 

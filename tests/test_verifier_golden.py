@@ -30,7 +30,7 @@ def verify(demo_reference):
         ("plain_t1", V1, 0.97),
         ("t07_p09", V1, 0.97),
         ("greedy", "greedy", 0.98),
-        ("v2_plain", V2, 0.97),  # .979 over the whole file: as near as V1 gets, whose noise differs but not its bfloat16
+        ("v2_plain", V2, 0.97),  # the whole file matches .979, as V1 does: bfloat16 noise, not the contract
     ],
 )
 def test_honest_outputs_match(verify, name, sampler, at_least):

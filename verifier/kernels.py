@@ -21,9 +21,9 @@ import triton.language as tl
 from verifier.kernels_noise import gumbel, row_key
 from verifier.kernels_rows import COLUMNS, KernelRows, Noise, sent
 
-BLOCK = 2048
+BLOCK = 1024
 CAPACITY = 4096
-_WARPS = 8
+_WARPS = 4
 # Low bits that are zero in every float32 that came from this type: bisection need not look at them.
 _IDLE_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 
@@ -296,8 +296,7 @@ def _launch(count: int, given: tuple[object, ...], filtered: bool, shared: dict[
     _sweep[(count,)](*given, **shared, FILTERED=filtered, BLOCK=BLOCK, num_warps=_WARPS)
     if filtered:
         for compact, block in ((True, 512), (False, BLOCK)):
-            warps = 4 if compact else _WARPS
-            _settle[(count,)](*given, **shared, COMPACT=compact, BLOCK=block, num_warps=warps)
+            _settle[(count,)](*given, **shared, COMPACT=compact, BLOCK=block, num_warps=_WARPS)
 
 
 def _scratch(count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
