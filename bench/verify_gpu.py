@@ -161,7 +161,7 @@ def step_transformers(path: Path, model: str) -> dict[str, Any]:
     for compiled in (False, True):
         reference = CudaReference(path, model=loaded, compiled=compiled)
         claims = made_claims(reference.width)
-        name = "seedproof_transformers_tokens_per_second" if compiled else "seedproof_transformers_eager_tokens_per_second"
+        name = f"seedproof_transformers{'' if compiled else '_eager'}_tokens_per_second"
         found[name] = speed(claims, lambda: reference.scores(claims))  # noqa: B023
     hidden = torch.randn(OUTPUT * 8, reference._head.weight.shape[1], device="cuda", dtype=torch.bfloat16)
     step = reference._chunk_bytes // (2 * reference.width)

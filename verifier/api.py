@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from verifier.errors import InputError
-from verifier.reference import TransformersReference
+from verifier.references import open_reference
 from verifier.replay import Claim, replay
 from verifier.samplers import SamplerContract, contract
 from verifier.sampling_params import SamplingParams
@@ -38,11 +38,12 @@ def verify_outputs(
     dtype: torch.dtype = torch.bfloat16,
     vllm_kwargs: Mapping[str, Any] | None = None,
     sampling_method: SamplingMethod = SamplingMethod.VLLM_GUMBEL_MAX,
-    gpu_memory_utilization: float = 0.7,  # noqa: ARG001 (token-difr has it; for the vLLM backend)
+    gpu_memory_utilization: float = 0.7,
     verbose: bool = True,
     seeds: Sequence[int] | None = None,
     sampler: str = DEFAULT_SAMPLER,
     device: str | None = None,
+    backend: str = "transformers",
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
@@ -66,6 +67,7 @@ def verify_outputs(
         seeds: one seed per sequence.
         sampler: contract id, e.g. `vllm@0.26.0/v2`.
         device: where the model runs; by default the GPU where there is one.
+        backend: `transformers`, or `vllm` to score inside a vLLM engine on the GPU.
         min_p, repetition_penalty, presence_penalty, frequency_penalty: as in the request.
 
     Raises:
@@ -76,7 +78,9 @@ def verify_outputs(
         raise InputError(f"{sampling_method} is not a sampling method: name the engine by `sampler` instead")
     if seeds is not None and len(seeds) != len(outputs):
         raise InputError(f"{len(seeds)} seeds for {len(outputs)} outputs: give one seed per output")
-    if vllm_kwargs:
+    if backend not in {"transformers", "vllm"}:
+        raise InputError(f"backend {backend!r} is not known: use 'transformers' or 'vllm'")
+    if vllm_kwargs and backend != "vllm":
         warnings.warn("vllm_kwargs are for the vLLM backend; this run uses transformers", stacklevel=2)
     if not any(sequence.output_token_ids for sequence in outputs):
         return [[] for _ in outputs]
@@ -85,7 +89,10 @@ def verify_outputs(
         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
     )  # fmt: skip
     rules = contract(sampler)
-    reference = TransformersReference(model_name, device=device or _best_device(), dtype=dtype)
+    engine = {"vllm_kwargs": vllm_kwargs, "gpu_memory_utilization": gpu_memory_utilization}
+    reference = open_reference(
+        model_name, backend=backend, device=device or _best_device(), dtype=dtype, max_model_len=max_model_len, **engine
+    )
     claims = _claims(outputs, seeds or [seed] * len(outputs), params, rules)
     limit = min(max_model_len or reference.max_length, reference.max_length)
     for number, sequence in enumerate(outputs):

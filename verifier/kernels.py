@@ -13,6 +13,8 @@ Sums run in a fixed order, so results are the same to the bit from run to run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import triton
@@ -120,7 +122,7 @@ def _sweep(
     tl.store(out_row + 4, log_mass - tl.sum(moment, 0) / total)
     tl.store(out_row + 5, tl.sum(above, 0).to(tl.float32))
     if not FILTERED:
-        wins, _rival = _finish(out_row, best, ids, own, claimed, temperature, own_z == own_z)
+        wins, _rival = _finish(out_row, best, ids, own, claimed, temperature, own_z > float("-inf"))
         probability = tl.exp((own_z - peak) * inverse - log_mass)
         if FAMILY == 0:
             probability = wins.to(tl.float32)
@@ -227,7 +229,8 @@ def _settle(
     highest = _ordered(peak, IDLE).to(tl.int64)
     cut = peak + drop
     if top_k > 0:
-        key = _bisected(values, ids, n, lowest, highest, top_k.to(tl.float32), peak, inverse, True, COMPACT, IDLE, BLOCK)
+        wanted = top_k.to(tl.float32)
+        key = _bisected(values, ids, n, lowest, highest, wanted, peak, inverse, True, COMPACT, IDLE, BLOCK)
         cut = tl.maximum(cut, _value(key, IDLE))
     if top_p < 1.0:
         floor = lowest
@@ -292,7 +295,7 @@ def score_rows(logits: torch.Tensor, rows: KernelRows) -> torch.Tensor:
     return out
 
 
-def _launch(count: int, given: tuple[object, ...], filtered: bool, shared: dict[str, object]) -> None:
+def _launch(count: int, given: tuple[object, ...], filtered: bool, shared: Mapping[str, object]) -> None:
     _sweep[(count,)](*given, **shared, FILTERED=filtered, BLOCK=BLOCK, num_warps=_WARPS)
     if filtered:
         for compact, block in ((True, 512), (False, BLOCK)):

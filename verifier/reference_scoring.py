@@ -58,6 +58,7 @@ def family(claim: Claim) -> Family | None:
         return (Noise.CUDA_RACE, contract.grid_threads) if plain else None
     by_id = isinstance(contract, SGLang) and contract.index == "id" and not is_filtered(params)
     if by_id or type(contract) is GumbelContract:
+        assert isinstance(contract, GumbelContract | SGLang)
         noise = _FAMILIES.get(id(contract.noise))
         return None if noise is None else (noise, 0)
     return None
@@ -148,7 +149,7 @@ def _by_cpu(
         scores.predicted_ids, scores.margin, scores.prob, scores.logprob, scores.entropy, scores.logit_rank,
         scores.gumbel_rank, scores.edge + 2.0 * scores.undrawn,
     ]  # fmt: skip
-    return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
+    return torch.from_numpy(np.stack([np.asarray(column, np.float32) for column in columns], 1))
 
 
 def token_scores(columns: NDArray[np.float32], token_ids: Sequence[int]) -> TokenScores:

@@ -59,7 +59,7 @@ class VLLMReference:
         try:
             self.engine = vllm.LLM(model=str(path), worker_extension_cls=EXTENSION, **options)
         except torch.OutOfMemoryError as error:
-            raise ReferenceTooSmall(f"{self.path.name} does not fit on the GPU: raise gpu_memory_utilization") from error
+            raise ReferenceTooSmall(f"{self.path.name} does not fit: raise gpu_memory_utilization") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise ReferenceUnreadable(f"vLLM cannot serve {path}: {str(error).strip().splitlines()[0]}") from error
         config = self.engine.llm_engine.model_config
@@ -90,7 +90,7 @@ class VLLMReference:
                 "use the tokenizer that the provider's model has"
             )
 
-    def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:
+    def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:  # noqa: ARG002
         """Not given: logits do not leave vLLM's worker. Raises InputError."""
         raise InputError("backend 'vllm' scores known token ids only: read text back with backend 'transformers'")
 

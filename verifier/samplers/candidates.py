@@ -27,9 +27,10 @@ _COVERS = {
     "sglang@0.5.23:index=id": "SGLang 0.5.9 and later, drawn by token id",
     "sglang@0.5.23:index=rank": "SGLang 0.5.9 and later, drawn by rank",
     "sglang@0.5.23": "SGLang 0.5.9 and later in batches that change between id and rank",
-    "llama.cpp@6123": "llama.cpp until August 2025",
-    "llama.cpp@7000": "llama.cpp from September 2025 to mid-2026",
+    # They differ only where a filter leaves one candidate; what fits both is likelier the newer one.
     "llama.cpp@11549": "llama.cpp since mid-2026, and Ollama 0.30 and later",
+    "llama.cpp@7000": "llama.cpp from September 2025 to mid-2026",
+    "llama.cpp@6123": "llama.cpp until August 2025",
     "ollama@0.29.0": "Ollama before 0.30 with its Go sampler",
     "lmdeploy": "LMDeploy's PyTorch engine",
     "lmdeploy:shift=-1": "LMDeploy's PyTorch engine, counting one token less",
