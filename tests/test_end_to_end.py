@@ -16,7 +16,9 @@ from proxy.demo_provider import create_app
 from storage.audits import unpack_scores
 from storage.database import open_database
 from storage.models import Audit, Exchange, Job, JobState, Stream
+from verifier.auditor import Auditor
 from verifier.cheats import parse_cheats
+from verifier.executor import InlineExecutor
 from verifier.generation import load_engine
 from verifier.models import load_model
 from verifier.worker import Worker
@@ -61,7 +63,8 @@ async def audited(tmp_path: Path, base_url: str, reference: Path, **sampling) ->
 
 async def work_off(store: str) -> None:
     async with open_database(store) as database:
-        await Worker(database, partial(load_model, directories={}), name="test").run(until_empty=True)
+        executor = InlineExecutor(Auditor(partial(load_model, directories={})))
+        await Worker(database, executor, name="test").run(until_empty=True)
 
 
 async def rows(store: str, table: type) -> list:

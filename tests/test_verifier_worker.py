@@ -11,6 +11,8 @@ from storage_rows import NOON, exchange
 from storage import exchanges
 from storage.database import open_database
 from storage.models import Audit, Job, JobState
+from verifier.auditor import Auditor
+from verifier.executor import InlineExecutor
 from verifier.models import load_model
 from verifier.worker import MAX_ATTEMPTS, Worker
 
@@ -37,7 +39,7 @@ async def database(sqlite_url):
 async def worked_off(database, *recordings):
     async with database.writing() as session:
         await exchanges.record(session, recordings)
-    worker = Worker(database, partial(load_model, directories={}), name="test")
+    worker = Worker(database, InlineExecutor(Auditor(partial(load_model, directories={}))), name="test")
     await worker.run(until_empty=True)
     return worker
 

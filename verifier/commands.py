@@ -100,6 +100,8 @@ async def run_worker(
     from functools import partial
 
     from storage.database import open_database
+    from verifier.auditor import Auditor
+    from verifier.executor import InlineExecutor
     from verifier.models import load_model, torch_dtype
     from verifier.worker import Worker
 
@@ -107,7 +109,7 @@ async def run_worker(
     async with open_database(store) as database:
         name = f"{socket.gethostname()}:{os.getpid()}"
         logging.getLogger("seedproof.worker").info("worker %s is ready", name)
-        await Worker(database, load, name=name, batch=batch).run(until_empty=until_empty)
+        await Worker(database, InlineExecutor(Auditor(load)), name=name, batch=batch).run(until_empty=until_empty)
 
 
 def named_directories(pairs: Sequence[str]) -> dict[str, str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -18,18 +17,14 @@ from storage.jobs import Claim
 from storage.models import Exchange
 from storage.streams import StreamKey
 from verifier import streams
-from verifier.audit import TrustedModel, audit_exchanges
-from verifier.errors import VerifierError
-from verifier.stream_identity import identity, is_followed
-
-logger = logging.getLogger("seedproof.worker")
+from verifier.auditor import Results
+from verifier.executor import Executor
+from verifier.stream_identity import is_followed
 
 LEASE = timedelta(minutes=5)
 MAX_ATTEMPTS = 5
 FIRST_RETRY = timedelta(seconds=5)
 IDLE_SECONDS = 0.5
-
-Results = dict[str, list[NewAudit] | Exception]
 
 
 class Worker:
@@ -37,16 +32,15 @@ class Worker:
 
     Args:
         database: open database that the proxy records into.
-        load: gives the trusted model of a reference's name; called in a thread, once per name.
+        executor: audits the batches.
         name: shown in the jobs table.
         batch: jobs per claim.
     """
 
     def __init__(
-        self, database: Database, load: Callable[[str], TrustedModel], *, name: str, batch: int = 8
+        self, database: Database, executor: Executor, *, name: str, batch: int = 8
     ) -> None:
-        self._database, self._load, self._name, self._batch = database, load, name, batch
-        self._models: dict[str, TrustedModel] = {}
+        self._database, self._executor, self._name, self._batch = database, executor, name, batch
         self._identified: dict[StreamKey, Mapping[str, Any] | None] = {}
 
     async def run(self, *, until_empty: bool = False) -> None:
@@ -71,28 +65,12 @@ class Worker:
             batch = [claim for claim in claims if claim.reference == reference]
             async with self._kept_alive(batch):
                 asked = [found[claim.exchange_id] for claim in batch]
-                results = await asyncio.to_thread(self._audit, reference, asked)
-                await asyncio.to_thread(self._identify, reference, asked, results)
+                results = await self._executor.audit(reference, asked, now=_now())
+                await self._identify(reference, asked, results)
             await self._finish(batch, results)
         return len(claims)
 
-    def _audit(self, reference: str, batch: Sequence[Exchange]) -> Results:
-        """Audits by exchange id; an exchange that breaks the batch gets its own exception, the rest their audits."""
-        try:
-            model = self._model(reference)
-            return dict(audit_exchanges(batch, model, now=_now()))
-        except Exception as error:
-            if len(batch) == 1:
-                logger.warning("audit of %s failed: %s", batch[0].id, error)
-                return {batch[0].id: error}
-            if isinstance(error, VerifierError) and reference not in self._models:
-                return {exchange.id: error for exchange in batch}
-        results: Results = {}
-        for exchange in batch:
-            results.update(self._audit(reference, [exchange]))
-        return results
-
-    def _identify(self, reference: str, batch: Sequence[Exchange], results: Results) -> None:
+    async def _identify(self, reference: str, batch: Sequence[Exchange], results: Results) -> None:
         """Look once for the sampler of each stream whose answers do not follow the configured one."""
         strangers: dict[StreamKey, list[Exchange]] = {}
         for exchange in batch:
@@ -102,16 +80,7 @@ class Worker:
                 if key not in self._identified and not is_followed(audit):
                     strangers.setdefault(key, []).append(exchange)
         for key, exchanges_of_it in strangers.items():
-            try:
-                self._identified[key] = identity(exchanges_of_it, self._model(reference))
-            except Exception:
-                logger.warning("the sampler of %s could not be identified", key, exc_info=True)
-                self._identified[key] = None
-
-    def _model(self, reference: str) -> TrustedModel:
-        if reference not in self._models:
-            self._models[reference] = self._load(reference)
-        return self._models[reference]
+            self._identified[key] = await self._executor.identity(reference, exchanges_of_it)
 
     async def _finish(self, batch: Sequence[Claim], results: Results) -> None:
         for claim in batch:

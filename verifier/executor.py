@@ -1,0 +1,39 @@
+"""Where batches are audited: in this process, or elsewhere behind the same few calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from storage.models import Exchange
+from verifier.auditor import Auditor, Results
+
+
+class Executor(Protocol):
+    """Audits batches of one reference each. Nothing of the queue is known here: jobs stay leased by the worker."""
+
+    async def audit(self, reference: str, batch: Sequence[Exchange], *, now: datetime) -> Results:
+        """What `Auditor.audit` returns."""
+        ...
+
+    async def identity(self, reference: str, exchanges: Sequence[Exchange]) -> Mapping[str, Any] | None:
+        """What `Auditor.identity` returns."""
+        ...
+
+
+class InlineExecutor:
+    """Audits in a thread of this process, one batch after another."""
+
+    def __init__(self, auditor: Auditor) -> None:
+        self._auditor = auditor
+        self._turn = asyncio.Lock()
+
+    async def audit(self, reference: str, batch: Sequence[Exchange], *, now: datetime) -> Results:
+        async with self._turn:
+            return await asyncio.to_thread(self._auditor.audit, reference, batch, now=now)
+
+    async def identity(self, reference: str, exchanges: Sequence[Exchange]) -> Mapping[str, Any] | None:
+        async with self._turn:
+            return await asyncio.to_thread(self._auditor.identity, reference, exchanges)
