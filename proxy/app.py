@@ -8,12 +8,16 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http import HttpRequestParser
 
-from proxy.config import Limits, ProxyConfig
-from proxy.errors import ListenError
-from proxy.forward import Forwarder, not_found
+from proxy.config import ProxyConfig
+from proxy.errors import ListenError, UnsafeInstallError
+from proxy.forward import Forwarder
+from proxy.limits import Limits
+from proxy.observation import Observer, Unobserved
 from proxy.recorder import Recorder
-from proxy.upstreams import Routes
+from proxy.replies import json_reply
+from proxy.surface import Surface, not_found, own_faults
 from storage import exchanges
 from storage.database import Database, open_database
 
@@ -21,11 +25,14 @@ FORWARDER = web.AppKey("FORWARDER", Forwarder)
 DATABASE = web.AppKey("DATABASE", Database)
 RECORDER = web.AppKey("RECORDER", Recorder)
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
+SURFACE = web.AppKey("SURFACE", Surface)
 
 UPSTREAM_KEEPALIVE_SECONDS = 4.0
 """Below uvicorn's 5 s: a POST on a connection that the provider is just closing cannot be sent again."""
 CLIENT_KEEPALIVE_SECONDS = 75.0
 """nginx's; aiohttp's own default is an hour, which is also its deadline for the first request's headers."""
+READY_BACKLOG = 5_000
+"""Exchanges that may wait for the database before `/readyz` asks the balancer to send requests elsewhere."""
 
 
 class DatabaseStore:
@@ -39,9 +46,15 @@ class DatabaseStore:
             await exchanges.record(session, batch)
 
 
-def make_app(config: ProxyConfig) -> web.Application:
-    """The whole proxy; it opens its database, its recorder and its connections when it starts."""
-    app = web.Application(client_max_size=config.limits.request_bytes)
+def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Application:
+    """The whole proxy; it opens its database, its recorder and its connections when it starts.
+
+    Raises:
+        UnsafeInstallError: aiohttp lacks its C parser.
+    """
+    require_c_parser()
+    watcher = observer or Unobserved()
+    app = web.Application(middlewares=[own_faults])
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
         # one context, since the order of teardown matters: connections, then the last rows, then the database
@@ -50,15 +63,27 @@ def make_app(config: ProxyConfig) -> web.Application:
             app[RECORDER] = recorder = Recorder(DatabaseStore(database))
             async with recorder.running(), _session(config.limits) as session:
                 app[SESSION] = session
-                app[FORWARDER] = Forwarder(
-                    session=session, recorder=recorder, routes=Routes(config.upstreams),
-                    seed_secret=config.seed_secret,
-                )
+                app[FORWARDER] = Forwarder(session=session, recorder=recorder, observer=watcher)
+                app[SURFACE] = Surface(app[FORWARDER], watcher, config)
                 yield
 
     app.cleanup_ctx.append(resources)
+    app.on_shutdown.append(_drain)
     _add_routes(app)
     return app
+
+
+def require_c_parser() -> None:
+    """aiohttp's Python parser has had holes that its C parser never had: the proxy does not run on it.
+
+    Raises:
+        UnsafeInstallError: the C parser is not there.
+    """
+    if HttpRequestParser.__module__ != "aiohttp._http_parser":
+        raise UnsafeInstallError(
+            "aiohttp runs on its pure-Python HTTP parser, which is open to request smuggling; unset "
+            "AIOHTTP_NO_EXTENSIONS, or install aiohttp from a wheel"
+        )
 
 
 @asynccontextmanager
@@ -113,9 +138,8 @@ def _session(limits: Limits) -> aiohttp.ClientSession:
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=UPSTREAM_KEEPALIVE_SECONDS),
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=limits.connect_seconds, sock_read=limits.idle_seconds
-        ),
+        # every other deadline is `proxy.watch`'s
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
@@ -126,11 +150,17 @@ def _session(limits: Limits) -> aiohttp.ClientSession:
 def _add_routes(app: web.Application) -> None:
     for prefix in ("", "/{upstream:[a-z0-9][a-z0-9_-]*}"):
         app.router.add_post(f"{prefix}/v1/chat/completions", _chat)
+        app.router.add_post(f"{prefix}/v1/completions", _text)
         app.router.add_get(f"{prefix}/v1/models", _models, allow_head=False)
         app.router.add_get(f"{prefix}/v1/models/{{model:.+}}", _models, allow_head=False)
         app.router.add_route("*", f"{prefix}/v1/{{tail:.*}}", _passthrough)
     app.router.add_get("/healthz", _healthy)
+    app.router.add_get("/readyz", _ready)
     app.router.add_route("*", "/{path:.*}", not_found)
+
+
+async def _drain(app: web.Application) -> None:
+    app[FORWARDER].draining = True
 
 
 async def _healthy(_: web.Request) -> web.Response:
@@ -138,13 +168,28 @@ async def _healthy(_: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
+async def _ready(request: web.Request) -> web.Response:
+    """Whether requests should be sent here: 503 with the reason while shutting down or while records pile up."""
+    app = request.app
+    waiting = app[RECORDER].waiting
+    reasons = [
+        *(["shutting down"] if app[FORWARDER].draining else []),
+        *([f"{waiting} exchanges wait for the database"] if waiting >= READY_BACKLOG else []),
+    ]
+    return json_reply({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+
 async def _chat(request: web.Request) -> web.StreamResponse:
-    return await request.app[FORWARDER].chat(request)
+    return await request.app[SURFACE].chat(request)
+
+
+async def _text(request: web.Request) -> web.StreamResponse:
+    return await request.app[SURFACE].text(request)
 
 
 async def _models(request: web.Request) -> web.StreamResponse:
-    return await request.app[FORWARDER].models(request)
+    return await request.app[SURFACE].models(request)
 
 
 async def _passthrough(request: web.Request) -> web.StreamResponse:
-    return await request.app[FORWARDER].passthrough(request)
+    return await request.app[SURFACE].passthrough(request)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from proxy.headers import redacted
+from proxy.observation import ENDPOINTS, Observation
+from proxy.secrets import cleared, holds_secret
 from storage.exchanges import NewExchange
 
 CLIENT_CLOSED_REQUEST = 499
@@ -21,6 +22,8 @@ class Copy(Protocol):
     malformed: bool
     truncated: bool
 
+    @property
+    def keeping(self) -> bool: ...
     @property
     def ended(self) -> bool: ...
     @property
@@ -35,7 +38,11 @@ class Copy(Protocol):
 @dataclass(kw_only=True)
 class Draft:
     """All that is known of an exchange so far. `broken` is the outcome of a connection that did not reach its
-    end."""
+    end.
+
+    Times are seconds of a monotonic clock: the request's beginning, its body's end, the provider's call, the answer's
+    first and last byte.
+    """
 
     id: str
     created_at: datetime
@@ -50,31 +57,48 @@ class Draft:
     unaudited_reason: str | None
     reference: str | None
     sampler: str | None
+    started_at: float
+    ready_at: float
     secrets: tuple[str, ...] = field(default=(), repr=False)
     copy: Copy | None = None
     status: int = CLIENT_CLOSED_REQUEST
     broken: str | None = None
     error: dict[str, Any] | None = None
-    first_byte_seconds: float | None = None
+    called_at: float | None = None
+    first_byte_at: float | None = None
+    ended_at: float | None = None
 
-    def finish(self, *, total_seconds: float) -> NewExchange:
+    def finish(self, now: float) -> NewExchange:
         """The record. An exchange that was to be audited and has nothing to audit gets its reason instead."""
         response: dict[str, Any] = {} if self.copy is None else self.copy.finish()
         error = self.error or response.get("error")
         if error is not None:
-            response["error"] = {
-                name: redacted(value, self.secrets) if isinstance(value, str) else value
-                for name, value in error.items()
-            }
+            response["error"] = error
         outcome = self._outcome()
         reason = self.unaudited_reason or self._unauditable(outcome)
+        if holds_secret(response, self.secrets):
+            # without the secret the text is another one, and what its tokens spell is the secret
+            response, reason = _without(response, self.secrets), reason or "secret_in_answer"
         return NewExchange(
             id=self.id, created_at=self.created_at, upstream=self.upstream, endpoint=self.endpoint,
             model=self.model, streamed=self.streamed, request=dict(self.request), forced=dict(self.forced),
             overridden=dict(self.overridden), response=response, status=self.status, outcome=outcome,
-            first_byte_seconds=self.first_byte_seconds, total_seconds=total_seconds,
-            audit=self.audit and reason is None, unaudited_reason=reason, reference=self.reference,
-            sampler=self.sampler,
+            first_byte_seconds=None if self.first_byte_at is None else self.first_byte_at - self.started_at,
+            total_seconds=now - self.started_at, audit=self.audit and reason is None, unaudited_reason=reason,
+            reference=self.reference, sampler=self.sampler,
+        )
+
+    def observation(self, exchange: NewExchange, now: float) -> Observation:
+        """The same for whoever watches the proxy."""
+        overhead = None
+        if self.called_at is not None and self.ended_at is not None:
+            overhead = self.called_at - self.ready_at + now - self.ended_at
+        return Observation(
+            exchange_id=self.id, upstream=self.upstream, model=self.model if self.reference is not None else None,
+            endpoint=self.endpoint if self.endpoint in ENDPOINTS else "other", streamed=self.streamed,
+            status=self.status, outcome=exchange.outcome, audit=exchange.audit,
+            unaudited_reason=exchange.unaudited_reason, total_seconds=exchange.total_seconds,
+            first_byte_seconds=exchange.first_byte_seconds, overhead_seconds=overhead,
         )
 
     def _outcome(self) -> str:
@@ -96,3 +120,10 @@ class Draft:
         if outcome == "malformed" or self.copy is None or self.copy.empty:
             return outcome
         return None
+
+
+def _without(response: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
+    cleaned: dict[str, Any] = cleared(response, secrets)
+    for choice in cleaned.get("choices") or ():
+        choice["token_ids"] = choice["logprobs"] = None
+    return cleaned

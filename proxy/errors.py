@@ -3,6 +3,7 @@
 ProxyError
 ├── ConfigError      the operator: the configuration cannot be used
 ├── ListenError      the operator: the address cannot be listened on
+├── UnsafeInstallError  the operator: a dependency is installed in a form that is open to attacks
 ├── RequestError     the client: its request cannot be forwarded (carries the HTTP status to answer with)
 └── UpstreamError    the provider: it could not be reached, or it failed before its answer began
 """
@@ -22,17 +23,26 @@ class ListenError(ProxyError):
     """The listen address cannot be used; the text names it and the way out."""
 
 
-class RequestError(ProxyError):
-    """The client's request cannot be forwarded.
+class UnsafeInstallError(ProxyError):
+    """A dependency is installed in a form that is open to attacks; the text names the way out."""
 
-    `status` is the HTTP status to answer with, `code` and `param` fill OpenAI's error object.
+
+class RequestError(ProxyError):
+    """The client's request cannot be forwarded, or not now.
+
+    `status` is the HTTP status to answer with, `code` and `param` fill OpenAI's error object, `retry_after` are the
+    seconds after which it may be tried again.
     """
 
-    def __init__(self, message: str, *, status: int = 400, code: str, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int = 400, code: str, param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.retry_after = retry_after
 
 
 class UpstreamError(ProxyError):

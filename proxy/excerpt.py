@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import orjson
-
-from proxy.headers import redacted
 
 MAX_KEPT_BYTES = 64 * 2**10
 """Embeddings, files and images pass through here: worth a line in the record, not their weight."""
@@ -21,12 +18,15 @@ class Excerpt:
     empty = True
     error: dict[str, Any] | None = None
 
-    def __init__(self, *, content_type: str, secrets: Iterable[str]) -> None:
+    def __init__(self, *, content_type: str) -> None:
         self._content_type = content_type
-        self._secrets = tuple(secrets)
         self._kept: list[bytes] = []
         self._bytes = 0
         self.ended = False
+
+    @property
+    def keeping(self) -> bool:
+        return self._bytes <= MAX_KEPT_BYTES
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the answer."""
@@ -42,8 +42,7 @@ class Excerpt:
         """`content_type`, `bytes` and, if it is small and JSON, `body`."""
         record: dict[str, Any] = {"content_type": self._content_type, "bytes": self._bytes}
         if self._bytes <= MAX_KEPT_BYTES:
-            text = b"".join(self._kept).decode(errors="replace")
-            body = json_object(redacted(text, self._secrets).encode())
+            body = json_object(b"".join(self._kept))
             if body is not None:
                 record["body"] = body
         return record

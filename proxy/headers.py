@@ -27,11 +27,14 @@ OWN_PREFIX = "x-seedproof-"
 """A provider must not speak in our name, nor learn the client's words to us."""
 
 
-def to_upstream(headers: Mapping[str, str], *, api_key: str | None) -> CIMultiDict[str]:
+def to_upstream(
+    headers: Mapping[str, str], *, api_key: str | None, keep_credentials: bool = True
+) -> CIMultiDict[str]:
     """The client's headers for the provider. Compression is declined, so that what is recorded can be
-    read."""
+    read. Its credentials stay only where they are meant for the provider: where we have no key of our own and
+    (`keep_credentials`) the client's is none of ours."""
     dropped = HOP_BY_HOP | _REQUEST_ONLY_HERE | _named_by_connection(headers)
-    if api_key is not None:
+    if api_key is not None or not keep_credentials:
         dropped |= CREDENTIALS
     kept = _kept(headers.items(), dropped)
     kept["Accept-Encoding"] = "identity"
@@ -52,16 +55,9 @@ def to_client(headers: Mapping[str, str], own: Mapping[str, str]) -> CIMultiDict
 
 
 def credentials(headers: Mapping[str, str]) -> list[str]:
-    """The secrets in a client's headers, with and without their scheme, for redaction."""
+    """The secrets in a client's headers, without their scheme, for redaction."""
     values = [value for name, value in headers.items() if name.lower() in CREDENTIALS]
-    return [secret for value in values for secret in {value, value.rpartition(" ")[2]} if secret]
-
-
-def redacted(text: str, secrets: Iterable[str]) -> str:
-    """The text without the secrets that a provider may have echoed."""
-    for secret in secrets:
-        text = text.replace(secret, "[redacted]")
-    return text
+    return [secret for value in values if (secret := value.rpartition(" ")[2])]
 
 
 def _kept(items: Iterable[tuple[str, str]], dropped: frozenset[str]) -> CIMultiDict[str]:

@@ -15,22 +15,29 @@ import orjson
 
 from proxy.errors import RequestError
 
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
 MAX_CHOICES = 128
 """Of OpenAI's API; without a bound one request could claim any amount of memory in the record."""
+MAX_PROMPTS = 2048
+"""Of one text completion; so many answers can be told apart by their index."""
 
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_INTEGERS = ("seed", "top_k", "n", "max_tokens", "max_completion_tokens", "min_tokens")
-_BOOLEANS = ("stream", "return_token_ids")
+_INTEGERS = ("seed", "top_k", "n", "best_of", "max_tokens", "max_completion_tokens", "min_tokens")
+_BOOLEANS = ("stream", "return_token_ids", "echo")
 
 
 @dataclass(frozen=True)
-class ChatRequest:
-    """A chat completion request: the JSON object as the client sent it, and the fields that routing needs."""
+class GenerationRequest:
+    """A request for a chat or a text completion: the JSON object as the client sent it, and the fields that routing
+    needs. `choices` is one more than the highest index that its answer's choices may have."""
 
+    endpoint: str
     body: dict[str, Any]
     model: str
     stream: bool
-    n: int
+    choices: int
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -48,8 +55,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_chat(body: bytes) -> ChatRequest:
-    """Read a chat completion request.
+def parse(endpoint: str, body: bytes) -> GenerationRequest:
+    """Read a request for `CHAT` or `TEXT`.
 
     Raises:
         RequestError: 400, invalid JSON, or a field that the proxy reads has a wrong type.
@@ -58,16 +65,15 @@ def parse_chat(body: bytes) -> ChatRequest:
     model = value.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError("'model' must be a non-empty string", code="invalid_type", param="model")
-    if not isinstance(value.get("messages"), list):
-        raise RequestError("'messages' must be an array", code="invalid_type", param="messages")
+    prompts = _messages(value) if endpoint == CHAT else _prompts(value)
     _check_types(value)
     n = value.get("n")
     if n is not None and not 1 <= n <= MAX_CHOICES:
         raise RequestError(f"'n' must be from 1 to {MAX_CHOICES}", code="invalid_value", param="n")
-    return ChatRequest(body=value, model=model, stream=value.get("stream") is True, n=n or 1)
+    return GenerationRequest(endpoint, value, model, value.get("stream") is True, (n or 1) * prompts)
 
 
-def serialise(request: ChatRequest, changes: Mapping[str, Any]) -> bytes:
+def serialise(request: GenerationRequest, changes: Mapping[str, Any]) -> bytes:
     """The body for the provider: the client's with `changes` in place of its own fields.
 
     Raises:
@@ -77,6 +83,32 @@ def serialise(request: ChatRequest, changes: Mapping[str, Any]) -> bytes:
         return orjson.dumps({**request.body, **changes})
     except TypeError as error:
         raise RequestError("the request body is nested too deeply", code="invalid_json") from error
+
+
+def several_prompts(body: Mapping[str, Any]) -> bool:
+    """Whether a text completion asks for the continuations of more than one prompt."""
+    prompt = body.get("prompt")
+    return isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+
+
+def _messages(value: Mapping[str, Any]) -> int:
+    if not isinstance(value.get("messages"), list):
+        raise RequestError("'messages' must be an array", code="invalid_type", param="messages")
+    return 1
+
+
+def _prompts(value: Mapping[str, Any]) -> int:
+    """How many prompts there are: a text, a list of token ids, or a list of either."""
+    prompt = value.get("prompt", "")
+    if not isinstance(prompt, (str, list)):
+        message = "'prompt' must be a string, an array of token ids, or an array of either"
+        raise RequestError(message, code="invalid_type", param="prompt")
+    if not several_prompts(value):
+        return 1
+    if len(prompt) > MAX_PROMPTS:
+        message = f"'prompt' must not hold more than {MAX_PROMPTS} prompts"
+        raise RequestError(message, code="invalid_value", param="prompt")
+    return len(prompt)
 
 
 def _check_types(value: Mapping[str, Any]) -> None:

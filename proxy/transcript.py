@@ -17,6 +17,8 @@ from proxy.sse import SSEFramer
 MAX_RECORDED_BYTES = 64 * 2**20
 MAX_TOKEN_ID = 2**31 - 1
 _MAX_ERROR_TEXT = 2000
+_CLAIMS = ("id", "model", "system_fingerprint", "provider")
+"""What an answer says of itself, once; a router names the `provider` that it chose."""
 
 
 class _MalformedError(Exception):
@@ -36,15 +38,18 @@ class _Choice:
 
 
 class Transcript:
-    """The copy of one answer. Feed it the provider's bytes as they come, `end` it if they all came, then
-    `finish`.
+    """The copy of one answer, of a chat or (`text`) of a text completion. Feed it the provider's bytes as they
+    come, `end` it if they all came, then `finish`.
 
     `malformed` says that the answer broke the protocol, `truncated` that it outgrew the limits, `ended`
     that every choice seen has its finish reason, and `empty` that no choice has anything in it.
     """
 
-    def __init__(self, *, event_stream: bool, choices: int, max_bytes: int = MAX_RECORDED_BYTES) -> None:
+    def __init__(
+        self, *, event_stream: bool, choices: int, text: bool = False, max_bytes: int = MAX_RECORDED_BYTES
+    ) -> None:
         self._framer = SSEFramer() if event_stream else None
+        self._of_text = text
         self._body: list[bytes] = []
         self._room = max_bytes
         self._limit = choices
@@ -55,6 +60,10 @@ class Transcript:
         self._done = False
         self.malformed = False
         self.truncated = False
+
+    @property
+    def keeping(self) -> bool:
+        return not (self._done or self.malformed or self.truncated)
 
     @property
     def ended(self) -> bool:
@@ -117,8 +126,8 @@ class Transcript:
     def _add(self, chunk: Any) -> None:
         if not isinstance(chunk, dict):
             raise _MalformedError
-        for name in ("id", "model", "system_fingerprint"):
-            if self._head[name] is None and isinstance(chunk.get(name), str):
+        for name in _CLAIMS:
+            if self._head.get(name) is None and isinstance(chunk.get(name), str):
                 self._head[name] = chunk[name]
         if self._head["prompt_token_ids"] is None and chunk.get("prompt_token_ids") is not None:
             self._head["prompt_token_ids"] = _token_ids(chunk["prompt_token_ids"])
@@ -136,18 +145,34 @@ class Transcript:
         if type(index) is not int or not 0 <= index < self._limit:
             raise _MalformedError
         choice = self._choices.setdefault(index, _Choice())
+        if self._of_text:
+            self._add_text(choice, value)
+        else:
+            self._add_chat(choice, value)
+        if value.get("token_ids") is not None:
+            choice.token_ids = _extended(choice.token_ids or [], _token_ids(value["token_ids"]))
+        logprobs = value.get("logprobs")
+        if isinstance(logprobs, dict):
+            _add_logprobs(choice, _as_of_chat(logprobs) if "tokens" in logprobs else logprobs)
+        choice.finish_reason = _text(value.get("finish_reason")) or choice.finish_reason
+        if type(value.get("stop_reason")) in (str, int):
+            choice.stop_reason = value["stop_reason"]
+
+
+    def _add_chat(self, choice: _Choice, value: dict[str, Any]) -> None:
         delta = value.get("message" if self._framer is None else "delta")
         if isinstance(delta, dict):
             _add_delta(choice, delta)
         elif delta is not None:
             raise _MalformedError
-        if value.get("token_ids") is not None:
-            choice.token_ids = _extended(choice.token_ids or [], _token_ids(value["token_ids"]))
-        if isinstance(value.get("logprobs"), dict):
-            _add_logprobs(choice, value["logprobs"])
-        choice.finish_reason = _text(value.get("finish_reason")) or choice.finish_reason
-        if type(value.get("stop_reason")) in (str, int):
-            choice.stop_reason = value["stop_reason"]
+
+    def _add_text(self, choice: _Choice, value: dict[str, Any]) -> None:
+        text = _text(value.get("text"))
+        if text:
+            choice.text.append(text)
+        # vLLM tells the prompt's ids beside the choice here
+        if self._head["prompt_token_ids"] is None and value.get("prompt_token_ids") is not None:
+            self._head["prompt_token_ids"] = _token_ids(value["prompt_token_ids"])
 
 
 def error_object(value: Any) -> dict[str, Any]:
@@ -194,6 +219,21 @@ def _add_logprobs(choice: _Choice, value: dict[str, Any]) -> None:
     entries = [_logprob(entry) for entry in _listed(value.get("content"))]
     if entries or value.get("content") is not None:
         choice.logprobs = _extended(choice.logprobs or [], entries)
+
+
+def _as_of_chat(value: dict[str, Any]) -> dict[str, Any]:
+    """The logprobs of a text completion, parallel lists, as entries of a chat's."""
+    tokens, numbers, tops = (_listed(value.get(name)) for name in ("tokens", "token_logprobs", "top_logprobs"))
+    if len(numbers) != len(tokens) or (tops and len(tops) != len(tokens)):
+        raise _MalformedError
+    entries = []
+    for place, token in enumerate(tokens):
+        top = (tops[place] if tops else None) or {}
+        if not isinstance(top, dict):
+            raise _MalformedError
+        others = [{"token": other, "logprob": number} for other, number in top.items()]
+        entries.append({"token": token, "logprob": numbers[place], "top_logprobs": others})
+    return {"content": entries}
 
 
 def _logprob(value: Any) -> dict[str, Any]:

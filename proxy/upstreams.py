@@ -7,6 +7,7 @@ model's name that two upstreams list would make that choice silent, so it is ref
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,15 @@ class Dialect:
 
     `pinned` are the values sent when neither the client nor the configuration names one: servers such as vLLM
     fill the gap from the model's generation_config.json, which the verifier would have to guess. `asked` are the
-    fields that make the answer tell its token ids.
+    fields that make the answer tell its token ids, `asked_of_text` those of `/v1/completions`. `routes` says that
+    it is a router, which must be told to take one provider and to ignore no parameter.
     """
 
     pinned: Mapping[str, float]
     takes_top_k: bool
     asked: Mapping[str, bool | int] = field(default_factory=dict)
+    asked_of_text: Mapping[str, bool | int] = field(default_factory=dict)
+    routes: bool = False
 
 
 _ENGINE_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -36,25 +40,56 @@ _LLAMA_CPP_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.
 _TOKEN_IDS = {"return_token_ids": True}
 
 DIALECTS: Mapping[str, Dialect] = {
-    "vllm": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS),
-    "sglang": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS),
+    "vllm": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
+    "sglang": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
     "llama.cpp": Dialect(
         # ids stand in the logprob entries; a cached prefix would change the last bits of the logits
         pinned=_LLAMA_CPP_DEFAULTS, takes_top_k=True,
         asked={"logprobs": True, "top_logprobs": 1, "cache_prompt": False},
+        asked_of_text={"logprobs": 1, "cache_prompt": False},
     ),
-    "openrouter": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True),
+    "openrouter": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, routes=True),
     "openai": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=False),
 }
 
 
+class Mode(str, enum.Enum):
+    """What a policy does to a request's sampling."""
+
+    FORCE = "force"
+    """A secret seed; configured values replace the client's."""
+    BOUND = "bound"
+    """A secret seed; the client's values, moved into the configured bounds; configured values where it names none."""
+    SEED_ONLY = "seed-only"
+    """A secret seed and nothing else; configured values say what the provider uses where the client names none."""
+    OBSERVE = "observe"
+    """Nothing is changed; audited only where the client's own seed, or temperature 0, lets it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForcedSampling:
-    """Sampling that replaces the client's; None leaves the client's value."""
+    """Sampling values of the configuration; None for those that it does not name. What they do is the mode's."""
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What is done to the requests of a model. `bounds` are (least, most) by field, for Mode.BOUND.
+
+    `refuse` answers requests that cannot be verified with 400 instead of forwarding them unaudited; `providers` are
+    those that a router may choose from, `quantizations` the weights' precisions that it may choose.
+    """
+
+    mode: Mode = Mode.FORCE
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    refuse: bool = False
+    providers: tuple[str, ...] | None = None
+    quantizations: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +101,15 @@ class Model:
     reference: str
     sampler: str
     sampling: ForcedSampling
+    policy: Policy = Policy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """A provider. `base_url` ends like the SDK's (`…/v1`), without a slash; `audit_rate` is in [0, 1]."""
+    """A provider. `base_url` ends like the SDK's (`…/v1`), without a slash; `audit_rate` is in [0, 1].
+
+    `policy` is for requests of models that are not listed; each listed model has its own.
+    """
 
     name: str
     base_url: str
@@ -79,6 +118,7 @@ class Upstream:
     models: Mapping[str, Model]
     api_key: str | None = field(default=None, repr=False)
     prefix_only: bool = False
+    policy: Policy = Policy()
 
     @property
     def dialect(self) -> Dialect:

@@ -24,12 +24,16 @@ FORBIDDEN = {
 }
 
 PURE_CORES = {
+    "proxy/clients",
     "proxy/demo_protocol",
     "proxy/draft",
     "proxy/excerpt",
     "proxy/headers",
+    "proxy/limits",
+    "proxy/observation",
     "proxy/policy",
     "proxy/protocol",
+    "proxy/secrets",
     "proxy/sse",
     "proxy/transcript",
     "proxy/upstreams",

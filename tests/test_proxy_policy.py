@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import policy
-from proxy.protocol import ChatRequest
+from proxy.protocol import CHAT, GenerationRequest
 from proxy.upstreams import ForcedSampling, Model, Upstream
 
 SECRET = b"a secret for tests"
@@ -16,7 +16,7 @@ VLLM = Upstream(name="u", base_url="http://h/v1", kind="vllm", audit_rate=1.0, m
 
 def decide(body=None, upstream=VLLM, model=MODEL, exchange_id="id"):
     body = {"model": "m", "messages": MESSAGES, **(body or {})}
-    request = ChatRequest(body=body, model="m", stream=False, n=body.get("n") or 1)
+    request = GenerationRequest(CHAT, body, "m", False, body.get("n") or 1)
     return policy.decide(request, upstream, model, exchange_id=exchange_id, secret=SECRET)
 
 
