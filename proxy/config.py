@@ -28,6 +28,7 @@ else:
     import tomli as tomllib
 
 MIN_SECRET_BYTES = 16
+DEFAULT_LIMITS = Limits()
 
 _TOP = ("listen", "store", "seed", "limits", "clients", "upstreams")
 _SEED = ("secret_env", "secret_file")
@@ -45,7 +46,7 @@ class ProxyConfig:
     store: str
     upstreams: tuple[Upstream, ...]
     seed_secret: bytes = field(repr=False)
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     clients: tuple[Client, ...] = ()
 
 
@@ -102,7 +103,7 @@ def _seed_secret(values: Mapping[str, Any], secrets: Secrets) -> bytes:
 
 
 def _limits(values: Mapping[str, Any]) -> Limits:
-    table, default = Table(values, "[limits]", _LIMITS), Limits()
+    table, default = Table(values, "[limits]", _LIMITS), DEFAULT_LIMITS
     return Limits(**{name: table.positive(name, getattr(default, name)) for name in _LIMITS})
 
 
@@ -121,7 +122,7 @@ def _client(values: Mapping[str, Any], upstreams: set[str]) -> Client:
     if not NAME.fullmatch(name):
         raise ConfigError(f"{table.where}: a client's name stands in its key: use a-z, 0-9, '-' and '_'")
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ConfigError(f"{table.where}: key_sha256 must be 64 hexadecimal digits; make a key with: seedproof key NAME")
+        raise ConfigError(f"{table.where}: key_sha256 must be 64 hexadecimal digits, as seedproof key NAME gives them")
     allowed, models, expires = table.texts("upstreams"), table.texts("models"), table.raw("expires")
     for upstream in allowed or ():
         if upstream not in upstreams:

@@ -146,8 +146,10 @@ def unsupported(request: GenerationRequest) -> str | None:
     response_format = body.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
         return "structured_output"
-    if request.endpoint == TEXT:
-        return _unsupported_text(body)
+    return _unsupported_text(body) if request.endpoint == TEXT else _unsupported_chat(body)
+
+
+def _unsupported_chat(body: Mapping[str, Any]) -> str | None:
     if body.get("tool_choice") not in (None, "none", "auto"):
         return "forced_tool_choice"
     if body.get("modalities") not in (None, [], ["text"]):

@@ -37,7 +37,8 @@ def upstream_error(error: UpstreamError, own_headers: Mapping[str, str], exchang
     body = {"message": str(error), "type": "upstream_error", "param": None, "code": error.code}
     # the SDK replays a 5xx on its own: harmless if nothing was sent, a second bill if the provider has worked
     retry = {"x-should-retry": "false"} if error.reached else {}
-    return json_reply({"error": body}, status=error.status, headers={**own_headers, "x-request-id": exchange_id, **retry})
+    headers = {**own_headers, "x-request-id": exchange_id, **retry}
+    return json_reply({"error": body}, status=error.status, headers=headers)
 
 
 def _type(status: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import uuid_utils
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from proxy import headers, policy, protocol
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 EXCHANGE_HEADER = "x-seedproof-exchange"
 FORCED_HEADER = "x-seedproof-forced"
 OVERLOADED_SECONDS = 1.0
+
+_BROKEN_BODY = (web.RequestPayloadError, aiohttp.ClientPayloadError, HttpProcessingError)
 
 _Handle = Callable[["_Asked"], Awaitable[web.StreamResponse]]
 
@@ -226,8 +229,8 @@ class Surface:
             watch.survive()
             message = f"the request body did not arrive within {limits.body_seconds:g} s"
             raise RequestError(message, status=408, code="request_timeout") from None
-        except (web.RequestPayloadError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError) as error:
-            raise RequestError("the request body is broken: its encoding or its framing", code="invalid_body") from error
+        except _BROKEN_BODY as error:
+            raise RequestError("the request body's encoding or framing is broken", code="invalid_body") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _hold(self, asked: _Asked, size: int) -> None:
