@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,12 +212,20 @@ def test_tool_calls_are_written_as_the_template_writes_them():
         pytest.skip("the models' templates do not stand beside this checkout")
     tokenizer = ChatTokenizer(ensure_demo_model())
     tokenizer._tokenizer.chat_template = source.read_text()
-    (text,) = answer_texts(choice("", tool_calls=[CALL], finish_reason="tool_calls"), tokenizer)
+    text = answer_texts(choice("", tool_calls=[CALL], finish_reason="tool_calls"), tokenizer)[0]
     syntax = b'<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
     assert text.data == syntax
-    spaced = {**CALL, "function": {"name": "weather", "arguments": '{"city":   "Rome"}'}}
-    with pytest.raises(Unsupported, match="tool_call_text"):
-        answer_texts(choice("", tool_calls=[spaced], finish_reason="tool_calls"), tokenizer)
+    ids = text.token_ids(spelling)
+    known = [spelling.token_bytes[ids[n]] for n in np.flatnonzero(~text.inferred_tokens(spelling.ends(ids)))]
+    assert {b"weather", b"city", b"Rome", b"<|im_end|>"} <= set(known)
+    assert b"arguments" not in known
+
+
+def test_reasoning_before_a_tool_call_is_closed():
+    thinking = ChatTokenizer.of(deepcopy(byte_level()._tokenizer))
+    thinking._tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    answer = choice("", reasoning="2 + 2", tool_calls=[CALL], finish_reason="tool_calls")
+    assert answer_texts(answer, thinking)[0].data.startswith(b"<think>\n2 + 2\n</think>\n\n<tool_call>\n{")
 
 
 @pytest.mark.parametrize("arguments", ["not JSON", '{"city": "Rome"}'])

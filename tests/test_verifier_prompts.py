@@ -93,9 +93,10 @@ def test_another_days_date_is_no_difference_but_another_years_is(demo_directory)
     request = {"messages": [{"role": "user", "content": "hi"}]}
     for day, same in ((13, True), (14, True), (15, True), (16, False)):
         told = prompt_token_ids(request, tokenizer, at=NOON.replace(day=day))
-        ids, difference = faithful_prompt(request, tokenizer, at=NOON, told=told)
-        assert (ids == told) is same
-        assert (difference is None) is same
+        prompt = faithful_prompt(request, tokenizer, at=NOON, told=told)
+        assert (prompt.token_ids == told) is same
+        assert (prompt.difference is None) is same
+        assert (prompt.told is None) is same
 
 
 def test_bos_is_the_templates_and_not_doubled(demo_directory):

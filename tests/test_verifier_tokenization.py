@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from tokenizers_made import CORPUS, byte_level, sentence_piece
+from tokenizers_real import gemma_like, mistral, tekken
 
 from verifier.demo_model import ensure_demo_model
 from verifier.errors import ReferenceUnreadable, Unsupported
@@ -15,7 +16,10 @@ from verifier.spelling import Spelling
 from verifier.tokenization import ChatTokenizer
 
 smollm = ChatTokenizer(ensure_demo_model())
-KINDS = {"smollm2": smollm, "byte-level": byte_level(), "sentencepiece": sentence_piece()}
+KINDS = {
+    "smollm2": smollm, "tekken": tekken(), "mistral": mistral(), "gemma-like": gemma_like(),
+    "trained byte-level": byte_level(), "trained sentencepiece": sentence_piece(),
+}  # fmt: skip
 # bytes that SmolLM2 has no token for, among control characters and in planes 4 and up, are no text that it can write
 _known = {spelled for spelled in smollm.spelling.token_bytes if len(spelled) == 1}
 _written = [c for c in map(chr, range(0x3000)) if all(bytes([byte]) in _known for byte in c.encode())]

@@ -18,6 +18,7 @@ from verifier.errors import Unsupported
 from verifier.spelling import Spelling
 from verifier.tokenization import ChatTokenizer
 
+_UNSEEN = 120  # characters of markers and syntax around each part of an answer that a client sees
 _TOKEN_ID = re.compile(r"token_id:(\d{1,9})")  # vLLM's return_tokens_as_token_ids
 
 
@@ -105,7 +106,8 @@ def _cut_at(stop: str, shown: str, text: str, last: int) -> bool:
 
 
 def _spells_parts(shown: str, choice: Mapping[str, Any]) -> bool:
-    """Whether reasoning, text and the tool calls' names and values stand in `shown`, in this order."""
+    """Whether reasoning, text and the tool calls' names and values stand in `shown`, in this order, and little else."""
+    calls = choice.get("tool_calls") or []
     place = 0
     for piece in (choice.get("reasoning"), choice.get("text")):
         wanted = _trimmed(piece or "")
@@ -113,8 +115,12 @@ def _spells_parts(shown: str, choice: Mapping[str, Any]) -> bool:
         if found < 0:
             return False
         place = found + len(wanted)
-    rest = shown[place:] if choice.get("tool_calls") else ""
-    return all(value in rest or value in shown for value in _told_by(choice.get("tool_calls") or []))
+    told = list(_told_by(calls))
+    seen = sum(len(choice.get(name) or "") for name in ("reasoning", "text")) + 2 * sum(map(len, told))
+    if len(shown.strip()) - seen > _UNSEEN * (1 + len(told)):
+        return False
+    rest = shown[place:] if calls else ""
+    return all(value in rest or value in shown for value in told)
 
 
 def _told_by(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -124,7 +130,7 @@ def _told_by(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield str(function.get("name") or "")
         try:
             arguments = json.loads(function.get("arguments") or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             yield function["arguments"]
             continue
         yield from (key for key in arguments if isinstance(arguments, dict))
@@ -135,14 +141,25 @@ def _ids_of_logprobs(
 ) -> list[int] | None:
     """Ids by the logprob entries; None where an entry does not name one token, or they cover only a part."""
     entries = choice.get("logprobs") or []
+    if entries and not entries[-1]["token"] and not entries[-1].get("bytes"):
+        entries = entries[:-1]  # the end token, shown as clients see it
     ids = [_id_of_entry(entry, tokenizer.spelling) for entry in entries]
     if not ids or None in ids:
         return None
     read = [token for token in ids if token is not None]
     if ends_by_token(choice, complete=complete, stop=stop) and read[-1] not in tokenizer.end_token_ids:
         read += tokenizer.end_token_ids[:1]
-    check_spelling(read, choice, tokenizer, complete=complete, stop=stop)
+    try:
+        check_spelling(read, choice, tokenizer, complete=complete, stop=stop)
+    except Unsupported:
+        if all(_names_a_token(entry) for entry in entries):
+            raise
+        return None  # texts without bytes are no claim of ids
     return read
+
+
+def _names_a_token(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("bytes")) or type(entry.get("id")) is int or _TOKEN_ID.fullmatch(entry["token"]) is not None
 
 
 def _id_of_entry(entry: Mapping[str, Any], spelling: Spelling) -> int | None:
@@ -156,7 +173,8 @@ def _id_of_entry(entry: Mapping[str, Any], spelling: Spelling) -> int | None:
     spelled = bytes(octets) if octets else token.encode(errors="replace")
     if REPLACEMENT.encode() in spelled:  # part of a character: the server wrote it as text, and its bytes are lost
         return None
-    return spelling.ids_by_bytes.get(spelled)
+    found = spelling.ids_by_bytes.get(spelled)
+    return spelling.pieces.get(token) if found is None and not octets else found  # some servers send bare pieces
 
 
 def _stops(choice: Mapping[str, Any], stop: Sequence[str]) -> list[str]:

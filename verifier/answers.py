@@ -8,22 +8,26 @@ known by the marker tokens in their vocabulary.
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verifier.errors import Unsupported
+from verifier.prefixes import common_prefix
 from verifier.spelling import Spelling, utf8
 from verifier.tokenization import ChatTokenizer
+from verifier.tool_calls import Pieces, written_calls
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_LOST = re.compile(b"(?:%s)+" % REPLACEMENT.encode())
 _ASKED, _THOUGHT, _SAID = "seedproof-asked", "seedproof-thought", "seedproof-said"
+
+_STOPPED = {"stop", "tool_calls", "function_call", "eos", "eos_token"}  # the last two: Together, TGI
 
 _FAMILIES = (
     ("<think>\n", "\n</think>\n\n"),  # DeepSeek R1, Qwen 3, GLM, SmolLM3
@@ -79,11 +83,20 @@ class AnswerText:
 
     def inferred_tokens(self, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which tokens, given the bytes at which each ends, spell anything that was inferred."""
+        if not self.inferred:
+            return np.zeros(len(ends), np.bool_)
         starts = np.concatenate([[0], ends[:-1]])
-        touched = np.zeros(len(ends), np.bool_)
-        for start, end in self.inferred:
-            touched |= (starts < end) & (ends > start)
+        stretches = np.array(self.inferred)
+        steps = np.zeros(len(ends) + 1, np.int64)
+        np.add.at(steps, np.searchsorted(ends, stretches[:, 0], "right"), 1)
+        np.add.at(steps, np.searchsorted(starts, stretches[:, 1], "left"), -1)
+        touched: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
         return touched
+
+    def after_space(self) -> AnswerText:
+        """The same behind a space."""
+        marks = tuple((place + 1, token) for place, token in self.marks)
+        return AnswerText(b" " + self.data, marks, tuple((a + 1, b + 1) for a, b in self.inferred))
 
 
 def answer_texts(
@@ -104,48 +117,62 @@ def answer_texts(
     Raises:
         Unsupported: `tool_call_text`, `reasoning_text`, `text_not_unicode`.
     """
-    text = choice.get("text") or ""
-    calls = _tool_call_text(choice["tool_calls"], text, model) if choice.get("tool_calls") else ""
+    text, reasoning = choice.get("text") or "", choice.get("reasoning") or ""
+    calls = written_calls(choice["tool_calls"], text, model) if choice.get("tool_calls") else [[]]
     end = _Ending.of(choice, model, complete=complete, stop=stop)
-    if not choice.get("reasoning"):
-        return [_Writing(model).seen(text).hidden(calls).ended(end)]
+    written = []
+    for markers in _layouts(model, prompt) if reasoning else [_NO_MARKERS]:
+        for pieces in calls:
+            answer = [*_reasoned(markers, reasoning, text, followed=bool(text or pieces)), (text, True), *pieces]
+            written.append(_Writing(model).all(answer).ended(end))
+    if model.spelling.drops_first_space and not written[0].data[:1].isspace():
+        written.append(written[0].after_space())
+    return list(dict.fromkeys(written))
+
+
+def _layouts(model: ChatTokenizer, prompt: str) -> list[Markers]:
+    """How reasoning may be marked behind this prompt, the likeliest first."""
     markers = reasoning_markers(model)
     if markers is None:
         raise Unsupported("reasoning_text", "neither the template nor the vocabulary shows how reasoning is marked")
     opened = bool(markers.opening.strip()) and prompt.rstrip().endswith(markers.opening.strip())
-    written = []
-    for variant in markers.variants():
-        writing = _reasoned(_Writing(model), variant, choice["reasoning"], text, opened=opened)
-        answer = writing.hidden(calls).ended(end)
-        written += [answer] if answer not in written else []
-    return written
+    return [replace(one, opening="") if opened else one for one in markers.variants()]
 
 
 def ends_by_token(choice: Mapping[str, Any], *, complete: bool, stop: Sequence[str] = ()) -> bool:
     """Whether the answer certainly ended by an end token of the model's."""
-    stopped = complete and choice.get("finish_reason") in ("stop", "tool_calls")
+    stopped = complete and choice.get("finish_reason") in _STOPPED
     told = choice.get("stop_reason")
     return stopped and not isinstance(told, str) and (told is not None or not any(stop))
 
 
 @dataclass(frozen=True)
 class _Ending:
-    """How an answer ended: by a token, by a stop string that clients do not see, or neither; `sure` if certain."""
+    """How an answer ended: by a token (`sure` if certainly), by a stop string that clients do not see, or neither.
+
+    `cut` if its record broke off, perhaps inside a token.
+    """
 
     token: int | None = None
     hidden: str = ""
     sure: bool = True
+    cut: bool = False
 
     @classmethod
     def of(cls, choice: Mapping[str, Any], model: ChatTokenizer, *, complete: bool, stop: Sequence[str]) -> _Ending:
         told = choice.get("stop_reason")
-        if not complete or choice.get("finish_reason") not in ("stop", "tool_calls"):
+        if not complete:
+            return cls(cut=True)
+        if choice.get("finish_reason") not in _STOPPED:
             return cls()
         if isinstance(told, str):
             return cls(hidden="" if (choice.get("text") or "").endswith(told) else told)
         if type(told) is int and 0 <= told < len(model.spelling.token_bytes):
             return cls(token=told)
         return cls(token=next(iter(model.end_token_ids), None), sure=not any(stop))
+
+
+_NO_MARKERS = Markers("", "")
 
 
 class _Writing:
@@ -156,16 +183,20 @@ class _Writing:
         self._marks: list[tuple[int, int]] = []
         self._inferred: list[tuple[int, int]] = []
 
-    def seen(self, text: str) -> _Writing:
-        start = len(self._data)
-        self._data += utf8(text)
-        # what stands for bytes that were no text: which bytes, nobody says
-        for lost in re.finditer(f"{REPLACEMENT}+", text) if REPLACEMENT in text else ():
-            place = start + len(text[: lost.start()].encode())
-            self._inferred.append((place, place + len(lost[0].encode())))
+    def all(self, pieces: Pieces) -> _Writing:
+        for text, was_seen in pieces:
+            self._seen(text) if was_seen else self._hidden(text)
         return self
 
-    def hidden(self, text: str) -> _Writing:
+    def _seen(self, text: str) -> None:
+        start = len(self._data)
+        data = utf8(text)
+        self._data += data
+        # what stands for bytes that were no text: which bytes, nobody says
+        lost = _LOST.finditer(data) if REPLACEMENT in text else ()
+        self._inferred += [(start + found.start(), start + found.end()) for found in lost]
+
+    def _hidden(self, text: str) -> None:
         start = len(self._data)
         for piece in _split_at(text, self._model.marker_ids):
             if piece in self._model.marker_ids:
@@ -174,14 +205,15 @@ class _Writing:
                 self._data += utf8(piece)
         if len(self._data) > start:
             self._inferred.append((start, len(self._data)))
-        return self
 
     def ended(self, end: _Ending) -> AnswerText:
-        self.hidden(end.hidden)
+        self._hidden(end.hidden)
         start = len(self._data)
         if end.token is not None:
             self._mark(end.token)
             self._inferred += [] if end.sure else [(start, len(self._data))]
+        if end.cut and start:
+            self._inferred.append((start - 1, start))
         return AnswerText(bytes(self._data), tuple(self._marks), tuple(self._inferred))
 
     def _mark(self, token: int) -> None:
@@ -189,13 +221,11 @@ class _Writing:
         self._data += self._model.spelling.token_bytes[token]
 
 
-def _reasoned(writing: _Writing, markers: Markers, reasoning: str, text: str, *, opened: bool) -> _Writing:
-    if not opened:
-        writing.hidden(_yielding(markers.opening, after=reasoning))
-    writing.seen(reasoning)
-    if text:
-        writing.hidden(_yielding(markers.closing, before=reasoning, after=text)).seen(text)
-    return writing
+def _reasoned(markers: Markers, reasoning: str, text: str, *, followed: bool) -> Pieces:
+    """The reasoning between its markers; the closing one only where something follows it."""
+    opening = _yielding(markers.opening, after=reasoning)
+    closing = _yielding(markers.closing, before=reasoning, after=text) if followed else ""
+    return [(opening, False), (reasoning, True), (closing, False)]
 
 
 def _yielding(marker: str, *, before: str = "", after: str = "") -> str:
@@ -229,7 +259,7 @@ def _shown_markers(model: ChatTokenizer) -> Markers | None:
     closing, said, _ = rest.partition(_SAID)
     if not thought or not said or not closing.strip():
         return None
-    shared = _common_prefix(before, head)
+    shared = common_prefix(before, head)
     written, prompted = head[shared:], before[shared:]
     if not written and not prompted:  # the prompt itself opens the reasoning; find the marker that closing answers
         return _opened_by_prompt(head, closing, model)
@@ -242,53 +272,9 @@ def _opened_by_prompt(head: str, closing: str, model: ChatTokenizer) -> Markers 
     return None if last is None else Markers("".join(pieces[last:]), closing)
 
 
-def _tool_call_text(calls: Sequence[Mapping[str, Any]], text: str, model: ChatTokenizer) -> str:
-    """Tool calls in the template's syntax: recoverable where it writes their arguments as they were sent."""
-    told = [_parsed(call) for call in calls]
-    asked: list[dict[str, Any]] = [{"role": "user", "content": _ASKED}]
-    answered = [*asked, {"role": "assistant", "content": text, "tool_calls": told}]
-    try:
-        before = model.render(asked)
-        whole = model.render(answered, add_generation_prompt=False)
-    except Unsupported as error:
-        raise Unsupported("tool_call_text", "the chat template cannot write these tool calls") from error
-    written = whole[_common_prefix(before, whole) :]
-    if before != whole[: len(before)] or (text and text not in written):
-        raise Unsupported("tool_call_text", "the chat template does not write tool calls as a continuation")
-    syntax = written.partition(text)[2] if text else written
-    for end in model.end_token_ids:
-        marker = model.spelling.token_bytes[end].decode(errors="replace")
-        syntax = syntax.rpartition(marker)[0] if marker and marker in syntax else syntax
-    if any(str(call["function"].get("name")) not in syntax for call in calls):
-        raise Unsupported("tool_call_text", "the chat template leaves the tool calls out")
-    if any(call["function"]["arguments"] not in syntax for call in calls):
-        raise Unsupported("tool_call_text", "the template writes the arguments otherwise than they were sent")
-    return syntax
-
-
-def _parsed(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call as templates take it, with its arguments as an object."""
-    function = call.get("function") or {}
-    try:
-        arguments = json.loads(function.get("arguments") or "{}")
-    except ValueError as error:
-        raise Unsupported("tool_call_text", "the arguments of a tool call are not JSON") from error
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def _split_at(text: str, markers: Mapping[str, int]) -> list[str]:
     """The text cut before and after every marker, longest marker first at each place."""
     found = sorted((marker for marker in markers if marker and marker in text), key=len, reverse=True)
-    pieces, plain, place = [], 0, 0
-    while place < len(text):
-        marker = next((marker for marker in found if text.startswith(marker, place)), None)
-        if marker is None:
-            place += 1
-            continue
-        pieces += [text[plain:place], marker]
-        place = plain = place + len(marker)
-    return [piece for piece in [*pieces, text[plain:]] if piece]
-
-
-def _common_prefix(one: str, other: str) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    if not found:
+        return [text] if text else []
+    return [piece for piece in re.split("(" + "|".join(map(re.escape, found)) + ")", text) if piece]

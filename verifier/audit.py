@@ -14,9 +14,10 @@ from storage.audits import NewAudit, pack_scores
 from storage.models import Exchange
 from verifier.band import distribution
 from verifier.errors import Unsupported, VerifierError
-from verifier.lattice import Reading, read_texts
-from verifier.questions import Question, questions_of
-from verifier.replay import Reference, replay
+from verifier.lattice import THRESHOLD, Reading, seed_evidence
+from verifier.questions import AnyClaim, Question, questions_of
+from verifier.reading import TextClaim, read_texts
+from verifier.replay import Claim, Reference, replay
 from verifier.scoring import TokenScores
 from verifier.tokenization import ChatTokenizer
 from verifier.verify import MARGIN_CLIP
@@ -33,11 +34,11 @@ class TrustedModel:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Scores of a question's tokens; `unclear` tells which of them the text leaves open."""
+    """Scores of a claim's tokens; `unclear` tells which of them the text leaves open."""
 
     scores: TokenScores
     unclear: NDArray[np.bool_]
-    on_told_prompt: TokenScores | None = None
+    lost_step: bool = False
 
 
 def audit_exchanges(
@@ -49,76 +50,73 @@ def audit_exchanges(
         for exchange in exchanges
         for question in questions_of(exchange, model.tokenizer, model.reference)
     ]
-    answers = {**_replayed(questions, model), **_searched(questions, model)}
+    claims = [claim for question in questions for claim in (question.claim, question.told) if claim]
+    answers = iter(_answers(claims, model))
     audits: dict[str, list[NewAudit]] = {exchange.id: [] for exchange in exchanges}
-    for number, question in enumerate(questions):
-        audits[question.exchange.id].append(_audit(question, answers.get(number), model.name, now))
+    for question in questions:
+        answer = next(answers) if question.claim else question.refusal
+        told = next(answers) if question.told else None
+        audits[question.exchange.id].append(_audit(question, answer, told, model.name, now))
     return audits
 
 
-def _replayed(questions: Sequence[Question], model: TrustedModel) -> dict[int, _Answer | Unsupported]:
-    """Answers to the questions whose ids are known, by number."""
-    numbers = [number for number, question in enumerate(questions) if question.claim]
-    told = [number for number in numbers if questions[number].told]
-    claims = [questions[number].claim for number in numbers] + [questions[number].told for number in told]
-    scores = replay(model.reference, [claim for claim in claims if claim])
-    on_told = dict(zip(told, scores[len(numbers) :], strict=True))
-    return {
-        number: _Answer(own, np.zeros(len(own), np.bool_), on_told.get(number))
-        for number, own in zip(numbers, scores, strict=False)
-    }
+def _answers(claims: Sequence[AnyClaim], model: TrustedModel) -> list[_Answer | Unsupported]:
+    """What the reference says of each claim: known ids are replayed, texts are searched."""
+    known = [claim for claim in claims if isinstance(claim, Claim)]
+    texts = [claim for claim in claims if isinstance(claim, TextClaim)]
+    replayed = iter(replay(model.reference, known))
+    ends = model.tokenizer.end_token_ids
+    readings = iter(read_texts(model.reference, texts, model.tokenizer.spelling, end_token_ids=ends) if texts else ())
+    return [
+        _of_scores(next(replayed)) if isinstance(claim, Claim) else _of_reading(next(readings)) for claim in claims
+    ]
 
 
-def _searched(questions: Sequence[Question], model: TrustedModel) -> dict[int, _Answer | Unsupported]:
-    """Answers to the questions of which only the text is known, by number."""
-    found = [(number, question.text_claim) for number, question in enumerate(questions) if question.text_claim]
-    readings = read_texts(
-        model.reference,
-        [claim for _, claim in found],
-        model.tokenizer.spelling,
-        end_token_ids=model.tokenizer.end_token_ids,
-    )
-    return {number: _answer(reading) for (number, _), reading in zip(found, readings, strict=True)}
+def _of_scores(scores: TokenScores) -> _Answer:
+    return _Answer(scores, np.zeros(len(scores), np.bool_))
 
 
-def _answer(reading: Reading | VerifierError) -> _Answer | Unsupported:
+def _of_reading(reading: Reading | VerifierError) -> _Answer | Unsupported:
     if isinstance(reading, Unsupported):
         return reading
     if isinstance(reading, VerifierError):
         return Unsupported("sequence_not_scorable", str(reading))
-    return _Answer(reading.scores, reading.ambiguous)
+    return _Answer(reading.scores, reading.ambiguous, reading.lost_step)
 
 
-def _audit(question: Question, answer: _Answer | Unsupported | None, reference: str, now: datetime) -> NewAudit:
+def _audit(
+    question: Question, answer: _Answer | Unsupported | None, told: _Answer | Unsupported | None, reference: str,
+    now: datetime,
+) -> NewAudit:  # fmt: skip
     exchange = question.exchange
-    refusal = question.refusal if answer is None else answer
     known: dict[str, Any] = {
         "exchange_id": exchange.id, "choice_index": question.choice_index, "created_at": now,
         "upstream": exchange.upstream, "model": exchange.model, "reference": reference,
         "sampler": exchange.sampler,
     }  # fmt: skip
-    if isinstance(refusal, Unsupported):
-        notes = {**question.notes, "detail": str(refusal)}
-        return NewAudit(**known, notes=notes, verdict_status="unsupported", reason=refusal.reason)
-    assert isinstance(answer, _Answer)
+    if isinstance(answer, Unsupported):
+        notes = {**question.notes, "detail": str(answer)}
+        return NewAudit(**known, notes=notes, verdict_status="unsupported", reason=answer.reason)
+    assert answer is not None
+    assert question.claim is not None
+    explained = _told_note(answer, told, greedy=question.claim.params.is_greedy)
     return NewAudit(
         **known,
-        notes={**question.notes, **_told_note(answer)},
+        notes={**question.notes, **explained, **({"lost_step": True} if answer.lost_step else {})},
         verdict_status="verified",
         token_source=question.source,
-        sampling=_sampling(question),
+        sampling=distribution(question.claim.params),
         **summary_columns(answer.scores, answer.unclear),
     )
 
 
-def _sampling(question: Question) -> dict[str, float] | None:
-    claim = question.claim or question.text_claim
-    return distribution(claim.params) if claim else None
-
-
-def _told_note(answer: _Answer) -> Mapping[str, float]:
-    told = answer.on_told_prompt
-    return {} if told is None else {"match_rate_on_told_prompt": float(told.exact_match.mean())}
+def _told_note(answer: _Answer, told: _Answer | Unsupported | None, *, greedy: bool) -> Mapping[str, Any]:
+    """How the answer matches on the prompt that the server told, and whether that prompt explains it."""
+    if not isinstance(told, _Answer):
+        return {}
+    rate = _mean(told.scores[~told.unclear].exact_match)
+    nats = [seed_evidence(one.scores, greedy=greedy) for one in (told, answer)]
+    return {"match_rate_on_told_prompt": rate, "told_prompt_explains": nats[0] - nats[1] >= THRESHOLD}
 
 
 def summary_columns(scores: TokenScores, unclear: NDArray[np.bool_]) -> dict[str, Any]:

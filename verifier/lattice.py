@@ -13,21 +13,15 @@ trace of the seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verifier.answers import AnswerText
-from verifier.errors import BadSequence, Unsupported, VerifierError
-from verifier.reference import LogitRows
-from verifier.replay import Claim, Reference, score_rows
-from verifier.samplers.contract import SamplerContract
-from verifier.sampling_params import SamplingParams
+from verifier.errors import BadSequence
 from verifier.scoring import TokenScores
-from verifier.sequences import TokenSequence
 from verifier.spelling import Spelling
 
 THRESHOLD = 5.0  # nats
@@ -50,13 +44,21 @@ class Tail:
 
 @dataclass(frozen=True)
 class Reading:
-    """The path found, its scores, and which of its tokens cannot be told; `tried` and `taken` count other paths."""
+    """The path found and its scores.
+
+    Attributes:
+        ambiguous: which of the tokens cannot be told from the text.
+        tried, taken: numbers of other paths.
+        lost_step: the answer followed the seed up to a stretch that no client saw, and not behind it. What stood
+            there was not guessed right, or another sampler went on: all tokens behind it are ambiguous.
+    """
 
     token_ids: list[int]
     scores: TokenScores
     ambiguous: NDArray[np.bool_]
     tried: int
     taken: int
+    lost_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ class _Path:
     token_ids: list[int]
     ends: NDArray[np.int64]
     scores: TokenScores
-    chances: NDArray[np.float64]
+    gains: NDArray[np.float64]
+    """[fidelities, tokens + 1]: log likelihood ratios of all tokens before each."""
 
     def evidence(self, first: int, last: int) -> float:
         """Nats in favour of this seed, of the tokens first … last − 1."""
-        return evidence(self.scores.exact_match[first:last], self.chances[first:last])
+        end = self.gains.shape[1] - 1
+        return _mixed(self.gains[:, min(last, end)] - self.gains[:, min(first, end)])
 
     def evidence_to(self, byte: int, first: int) -> float:
         """The same, of the tokens from number `first` up to a byte."""
@@ -85,9 +89,29 @@ class _Path:
 
 def evidence(match: NDArray[np.bool_], chances: NDArray[np.float64]) -> float:
     """log of the likelihood ratio "drawn with this seed" to "drawn without it", mixed over fidelities."""
-    gains = [
-        np.where(match, np.log(h / chances + 1.0 - h), np.log1p(-h)).sum(dtype=np.float64) for h in _FIDELITIES
-    ]
+    return _mixed(_gains(match, chances).sum(axis=1))
+
+
+def seed_evidence(scores: TokenScores, *, greedy: bool = False) -> float:
+    """`evidence` of scored tokens; for an answer decoded without sampling, the model's own chances are taken."""
+    return evidence(scores.exact_match, _chances(scores, greedy=greedy))
+
+
+def _chances(scores: TokenScores, *, greedy: bool) -> NDArray[np.float64]:
+    # without sampling every match is certain under the contract; the model's own distribution says what it shows
+    chances = np.exp(scores.logprob) if greedy else scores.prob
+    clipped: NDArray[np.float64] = np.clip(chances.astype(np.float64), _LEAST_CHANCE, 1.0)
+    return clipped
+
+
+def _gains(match: NDArray[np.bool_], chances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[fidelities, tokens]: each token's log likelihood ratio."""
+    fidelity = np.array(_FIDELITIES)[:, None]
+    ratios: NDArray[np.float64] = np.where(match, np.log(fidelity / chances + 1.0 - fidelity), np.log1p(-fidelity))
+    return ratios
+
+
+def _mixed(gains: NDArray[np.float64]) -> float:
     return float(np.logaddexp.reduce(gains) - np.log(len(gains)))
 
 
@@ -134,7 +158,7 @@ class _Search:
         return self._reading(path)
 
     def _likeliest_text(self, path: _Path) -> Generator[Tail, TokenScores, _Path]:
-        """Another text only where the first one's tokens fall out of step after a stretch that was inferred."""
+        """Another text only where the first one is out of step at its start, or behind a stretch that was inferred."""
         if len(self._texts) == 1 or not self._out_of_step(path):
             return path
         known = path.evidence(0, len(path.token_ids))
@@ -150,7 +174,7 @@ class _Search:
         return path
 
     def _out_of_step(self, path: _Path) -> bool:
-        after = [path.tokens_to(end) for _, end in self._text.inferred]
+        after = [0, *(path.tokens_to(end) for _, end in self._text.inferred)]
         return any(path.evidence(first, first + WINDOW) < 0.0 for first in after)
 
     def _next_branch(self, path: _Path, first: int, last: int) -> int | None:
@@ -197,10 +221,9 @@ class _Search:
         scores = yield tail
         if known is not None and tail.first:
             scores = TokenScores.join([known.scores[: tail.first], scores])
-        # without sampling every match is certain under the contract; the model's own distribution says what it shows
-        chances = np.exp(scores.logprob) if self._greedy else scores.prob
-        ends = self._spelling.ends(tail.token_ids)
-        return _Path(tail.token_ids, ends, scores, np.clip(chances.astype(np.float64), _LEAST_CHANCE, 1.0))
+        gains = _gains(scores.exact_match, _chances(scores, greedy=self._greedy))
+        running = np.concatenate([np.zeros((len(gains), 1)), np.cumsum(gains, axis=1)], axis=1)
+        return _Path(tail.token_ids, self._spelling.ends(tail.token_ids), scores, running)
 
     def _with_right_end(self, path: _Path) -> Generator[Tail, TokenScores, _Path]:
         """The path with the end token that the contract predicts, where the model has several."""
@@ -215,7 +238,25 @@ class _Search:
         ambiguous = self._text.inferred_tokens(path.ends)
         for stretch in self._unclear:
             ambiguous[stretch] = True
-        return Reading(path.token_ids, path.scores, ambiguous, self._tried, self._taken)
+        if self._may_be_trimmed(path):
+            ambiguous[-1] = True
+        lost = self._step_lost_at(path)
+        if lost is not None:
+            ambiguous[lost:] = True
+        return Reading(path.token_ids, path.scores, ambiguous, self._tried, self._taken, lost is not None)
+
+    def _may_be_trimmed(self, path: _Path) -> bool:
+        """Whether whitespace was drawn in place of the end token: servers may trim it, and so hide tokens."""
+        predicted, table = int(path.scores.predicted_ids[-1]), self._spelling.token_bytes
+        return path.token_ids[-1] in self._end_token_ids and predicted < len(table) and table[predicted].isspace()
+
+    def _step_lost_at(self, path: _Path) -> int | None:
+        count = len(path.token_ids)
+        for start, end in self._text.inferred:
+            after = path.tokens_to(end)
+            if path.evidence(0, path.tokens_to(start)) >= THRESHOLD and path.evidence(after, count) < -THRESHOLD:
+                return after
+        return None
 
 
 def _contested(path: _Path, rival: _Path, branch: int, horizon: int) -> slice:
@@ -225,81 +266,3 @@ def _contested(path: _Path, rival: _Path, branch: int, horizon: int) -> slice:
     if len(met) and ends[met[0]] == others[min(met[0], len(others) - 1)]:
         return slice(branch, branch + int(met[0]) + 1)
     return slice(branch, path.tokens_to(horizon))
-
-
-@dataclass(frozen=True)
-class TextClaim:
-    """An answer of which only the text is known, and how it was drawn."""
-
-    prompt_token_ids: list[int]
-    texts: Sequence[AnswerText]
-    seed: int
-    params: SamplingParams
-    contract: SamplerContract
-
-    def claim(self, token_ids: list[int]) -> Claim:
-        """The claim that these were its tokens."""
-        return Claim(TokenSequence(self.prompt_token_ids, token_ids), self.seed, self.params, self.contract)
-
-
-def read_texts(
-    reference: Reference, claims: Sequence[TextClaim], spelling: Spelling, *, end_token_ids: Sequence[int] = (),
-    on_tokens: Callable[[int], None] | None = None,
-) -> list[Reading | VerifierError]:  # fmt: skip
-    """Search all answers in step, so that each round is one batch of the reference.
-
-    An answer that cannot be encoded or scored gives its Unsupported or BadSequence in place of a reading.
-    """
-    readings: list[Reading | VerifierError | None] = [None] * len(claims)
-    searches = [
-        search(claim.texts, spelling, greedy=claim.params.is_greedy, end_token_ids=end_token_ids) for claim in claims
-    ]
-    waiting: dict[int, Tail] = {}
-
-    def advance(number: int, step: Callable[[], Tail]) -> None:
-        try:
-            waiting[number] = step()
-        except StopIteration as done:
-            readings[number] = done.value
-        except (Unsupported, BadSequence) as error:
-            readings[number] = error
-
-    for number, running in enumerate(searches):
-        advance(number, partial(next, running))
-    while waiting:
-        asked, waiting = waiting, {}
-        scored = _score_tails(reference, claims, asked, on_tokens)
-        for number, result in scored.items():
-            running = searches[number]
-            refused = isinstance(result, BadSequence)
-            advance(number, partial(running.throw if refused else running.send, result))  # type: ignore[arg-type]
-    return [reading for reading in readings if reading is not None]
-
-
-def _score_tails(
-    reference: Reference, claims: Sequence[TextClaim], tails: Mapping[int, Tail],
-    on_tokens: Callable[[int], None] | None,
-) -> dict[int, TokenScores | BadSequence]:  # fmt: skip
-    results: dict[int, TokenScores | BadSequence] = {}
-    numbers, sequences = [], []
-    for number, tail in tails.items():
-        prompt = [*claims[number].prompt_token_ids, *tail.token_ids[: tail.first]]
-        sequence = TokenSequence(prompt, tail.token_ids[tail.first :])
-        try:
-            reference.check(number, sequence)
-        except BadSequence as error:
-            results[number] = error
-            continue
-        numbers.append(number)
-        sequences.append(sequence)
-    parts: dict[int, list[TokenScores]] = {number: [] for number in numbers}
-    for rows in reference.logits(sequences):
-        number = numbers[rows.sequence]
-        tail = tails[number]
-        shifted = LogitRows(rows.sequence, rows.first + tail.first, rows.logits)
-        undrawn = tail.undrawn + sum(int(part.undrawn.sum()) for part in parts[number])
-        scores = score_rows(shifted, claims[number].claim(tail.token_ids), reference.end_token_ids, undrawn)
-        parts[number].append(scores)
-        if on_tokens and not tail.first:
-            on_tokens(len(scores))
-    return {**results, **{number: TokenScores.join(pieces) for number, pieces in parts.items()}}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from verifier.errors import Unsupported
+from verifier.prefixes import common_prefix, common_suffix
 from verifier.tokenization import ChatTokenizer
 
 _LOOP_OVER_PARTS = re.compile(r"\{%-?\s*for\s+\w+\s+in\s+(?:message|m|msg)(?:\.content|\[['\"]content['\"]\])")
@@ -30,6 +31,7 @@ class PromptDifference:
         place: index of the first differing id; None where only a count is known.
         tokens: number of ids more (or, negative, less) than ours.
         added, missing: text that only the server's, or only our prompt has.
+        guess: what else the server may have rendered: with it our prompt would be the same, or as long.
     """
 
     kind: str
@@ -37,10 +39,27 @@ class PromptDifference:
     tokens: int
     added: str = ""
     missing: str = ""
+    guess: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For an audit's notes."""
         return {name: value for name, value in vars(self).items() if value not in (None, "")}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a faithful server feeds its model, and what the server says that it fed.
+
+    Attributes:
+        token_ids, text: ours.
+        difference: between the two, None where there is none.
+        told: the server's own ids where they differ and are known.
+    """
+
+    token_ids: list[int]
+    text: str
+    difference: PromptDifference | None = None
+    told: list[int] | None = None
 
 
 def prompt_text(request: Mapping[str, Any], tokenizer: ChatTokenizer, *, at: datetime | None = None) -> str:
@@ -72,7 +91,7 @@ def prompt_text(request: Mapping[str, Any], tokenizer: ChatTokenizer, *, at: dat
 
 def prompt_token_ids(request: Mapping[str, Any], tokenizer: ChatTokenizer, *, at: datetime | None = None) -> list[int]:
     """Ids of `prompt_text`. Raises Unsupported as it does, or with `text_not_unicode`."""
-    return tokenizer.encode(prompt_text(request, tokenizer, at=at))
+    return tokenizer.encode(prompt_text(request, tokenizer, at=at), special=bool(request.get("add_special_tokens")))
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]], tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
@@ -90,8 +109,8 @@ def compare(
         return PromptDifference("count", None, extra) if extra else None
     if list(told) == list(ours):
         return None
-    head = _common_prefix(ours, told)
-    tail = _common_prefix(ours[head:][::-1], told[head:][::-1])
+    head = common_prefix(list(ours), list(told))
+    tail = common_suffix(list(ours), list(told), min(len(ours), len(told)) - head)
     added, missing = told[head : len(told) - tail], ours[head : len(ours) - tail]
     return PromptDifference(
         _kind(list(added), list(missing), head, tokenizer.bos_token_id),
@@ -105,21 +124,59 @@ def compare(
 def faithful_prompt(
     request: Mapping[str, Any], tokenizer: ChatTokenizer, *, at: datetime,
     told: Sequence[int] | None = None, prompt_tokens: int | None = None,
-) -> tuple[list[int], PromptDifference | None]:  # fmt: skip
-    """Our prompt's ids and how the server's differ.
+) -> Prompt:  # fmt: skip
+    """The prompt of a chat request, and how the server's differs.
 
     Where the template prints the date, a server whose clock or zone has another day than `at` is no difference.
     Raises Unsupported as `prompt_token_ids` does.
     """
-    ids = prompt_token_ids(request, tokenizer, at=at)
-    difference = compare(ids, told, prompt_tokens, tokenizer)
-    if difference is None or told is None or not tokenizer.prints_date:
-        return ids, difference
-    for days in (-1, 1):
-        other = prompt_token_ids(request, tokenizer, at=at + timedelta(days=days))
-        if other == list(told):
-            return other, None
-    return ids, difference
+    text = prompt_text(request, tokenizer, at=at)
+    special = bool(request.get("add_special_tokens"))
+    prompt = compared(tokenizer.encode(text, special=special), text, told, prompt_tokens, tokenizer)
+    if prompt.difference is None:
+        return prompt
+    if told is not None and tokenizer.prints_date:
+        for days in (-1, 1):
+            other = prompt_text(request, tokenizer, at=at + timedelta(days=days))
+            ids = tokenizer.encode(other, special=special)
+            if ids == list(told):
+                return Prompt(ids, other)
+    guess = _guess(request, prompt, prompt_tokens, tokenizer, at)
+    return replace(prompt, difference=replace(prompt.difference, guess=guess))
+
+
+def compared(
+    token_ids: list[int], text: str, told: Sequence[int] | None, prompt_tokens: int | None, tokenizer: ChatTokenizer
+) -> Prompt:
+    """A prompt with what the server's differs by."""
+    difference = compare(token_ids, told, prompt_tokens, tokenizer)
+    return Prompt(token_ids, text, difference, list(told) if difference and told else None)
+
+
+def _guess(
+    request: Mapping[str, Any], prompt: Prompt, prompt_tokens: int | None, tokenizer: ChatTokenizer, at: datetime
+) -> str:
+    """Which other rendering of the request has the server's ids (or, where only that is known, its length)."""
+    for name, changed in _other_renderings(request):
+        try:
+            ids = prompt_token_ids(changed, tokenizer, at=at)
+        except Unsupported:
+            continue
+        if ids == prompt.told if prompt.told is not None else len(ids) == prompt_tokens:
+            return name
+    return ""
+
+
+def _other_renderings(request: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    kwargs, messages = request.get("chat_template_kwargs") or {}, request.get("messages") or []
+    for thinking in (False, True):
+        other = {**kwargs, "enable_thinking": thinking, "thinking": thinking}
+        yield f"enable_thinking={str(thinking).lower()}", {**request, "chat_template_kwargs": other}
+    yield "without chat_template_kwargs", {**request, "chat_template_kwargs": None, "reasoning_effort": None}
+    yield "without tools", {**request, "tools": None}
+    yield "without system prompt", {**request, "messages": [m for m in messages if m.get("role") != "system"]}
+    yield "without generation prompt", {**request, "add_generation_prompt": False}
+    yield "last message not continued", {**request, "continue_final_message": False, "add_generation_prompt": True}
 
 
 def _tools(request: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
@@ -176,6 +233,3 @@ def _shown(token_ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
         return f"{len(token_ids)} ids that the tokenizer does not know"
     return text + ("…" if len(token_ids) > _GUESS_TOKENS else "")
 
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,25 +1,28 @@
 """What an exchange asks the verifier: one question per choice, or the reason why there is none.
 
-The prompt is always the one that the client's messages give. Where the server tells another one, the answer is also
+The prompt is always the one that the client's request gives. Where the server tells another one, the answer is also
 replayed on that: a provider that added a hidden system prompt then matches, one that serves another model does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from storage.models import Exchange, Outcome
-from verifier.alignment import align
+from verifier.alignment import Alignment, align
+from verifier.completions import completion_prompts, without_echo
 from verifier.errors import BadSequence, InputError, Unsupported
-from verifier.lattice import TextClaim
-from verifier.prompts import faithful_prompt, prompt_text
+from verifier.prompts import Prompt, faithful_prompt
+from verifier.reading import TextClaim
 from verifier.replay import Claim, Reference
 from verifier.samplers import SamplerContract, contract
 from verifier.sampling_params import SamplingParams
 from verifier.sequences import TokenSequence
 from verifier.tokenization import ChatTokenizer
+
+AnyClaim = Claim | TextClaim
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,18 @@ class Question:
     """One choice to be judged.
 
     Attributes:
-        claim: to replay, where the ids are known.
-        text_claim: to search, where only the text is.
+        claim: to replay where the ids are known, to search where only the text is.
         told: the claim on the prompt that the server told, where it differs.
         source: of the ids, as `verifier.alignment` names it.
-        refusal: why none of that is there.
+        refusal: why there is no claim.
     """
 
     exchange: Exchange
     choice_index: int
-    notes: dict[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
-    claim: Claim | None = None
-    text_claim: TextClaim | None = None
-    told: Claim | None = None
+    claim: AnyClaim | None = None
+    told: AnyClaim | None = None
     refusal: Unsupported | None = None
 
 
@@ -49,12 +50,29 @@ class _Asked:
     """What all choices of one exchange share."""
 
     exchange: Exchange
-    prompt: list[int]
-    text: str
-    notes: dict[str, Any]
-    told_prompt: list[int] | None
+    prompts: list[Prompt]
     params: SamplingParams
     rules: SamplerContract
+
+    @property
+    def choices_per_prompt(self) -> int:
+        n = self.exchange.forced.get("n")
+        return n if type(n) is int and n > 0 else 1
+
+    def prompt_of(self, choice_index: int) -> Prompt:
+        number = choice_index // self.choices_per_prompt
+        if number >= len(self.prompts):
+            raise Unsupported("choice_not_asked_for", "the answer has more choices than were asked for")
+        return self.prompts[number]
+
+    def claim(self, prompt_token_ids: list[int], aligned: Alignment, choice_index: int) -> AnyClaim:
+        """What the provider says it drew for one choice, on this prompt."""
+        seed = self.rules.choice_seed(
+            int(self.exchange.forced.get("seed") or 0), choice_index % self.choices_per_prompt
+        )
+        if aligned.texts:
+            return TextClaim(prompt_token_ids, aligned.texts, seed, self.params, self.rules)
+        return Claim(TokenSequence(prompt_token_ids, aligned.token_ids), seed, self.params, self.rules)
 
 
 def questions_of(exchange: Exchange, tokenizer: ChatTokenizer, reference: Reference) -> list[Question]:
@@ -64,63 +82,81 @@ def questions_of(exchange: Exchange, tokenizer: ChatTokenizer, reference: Refere
         asked = _asked(exchange, tokenizer)
     except (Unsupported, InputError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported("sampling_not_replayable", str(error))
-        return [Question(exchange, int(choice["index"]), {}, refusal=refusal) for choice in choices]
+        return [Question(exchange, int(choice["index"]), refusal=refusal) for choice in choices]
     return [_question(asked, choice, tokenizer, reference) for choice in choices]
 
 
 def _asked(exchange: Exchange, tokenizer: ChatTokenizer) -> _Asked:
-    told = exchange.response.get("prompt_token_ids")
-    usage = exchange.response.get("usage") or {}
-    prompt, difference = faithful_prompt(
-        exchange.request, tokenizer, at=exchange.created_at, told=told, prompt_tokens=usage.get("prompt_tokens")
-    )
+    prompts = _prompts(exchange, tokenizer)
     params = SamplingParams.from_fields(exchange.forced)
     if exchange.forced.get("seed") is None and not params.is_greedy:
         raise Unsupported("no_seed", "no seed was forced")
-    return _Asked(
-        exchange=exchange,
-        prompt=prompt,
-        text=prompt_text(exchange.request, tokenizer, at=exchange.created_at),
-        notes={"prompt_differs": difference.to_dict()} if difference else {},
-        told_prompt=list(told) if difference and told else None,
-        params=params,
-        rules=contract(exchange.sampler or ""),
-    )
+    return _Asked(exchange, prompts, params, contract(exchange.sampler or ""))
+
+
+def _prompts(exchange: Exchange, tokenizer: ChatTokenizer) -> list[Prompt]:
+    response = exchange.response
+    told, count = response.get("prompt_token_ids"), (response.get("usage") or {}).get("prompt_tokens")
+    if exchange.endpoint == "/v1/completions":
+        return completion_prompts(exchange.request, tokenizer, told=_told_prompts(exchange), prompt_tokens=count)
+    return [faithful_prompt(exchange.request, tokenizer, at=exchange.created_at, told=told, prompt_tokens=count)]
+
+
+def _told_prompts(exchange: Exchange) -> list[list[int] | None]:
+    """The server's ids of each prompt of a completion: vLLM tells them with every choice."""
+    response, n = exchange.response, exchange.forced.get("n") or 1
+    told = {choice["index"] // n: choice.get("prompt_token_ids") for choice in response.get("choices") or []}
+    found = [told.get(number) for number in range(max(told, default=-1) + 1)]
+    return found if any(found) else [response.get("prompt_token_ids")]
 
 
 def _question(
     asked: _Asked, choice: Mapping[str, Any], tokenizer: ChatTokenizer, reference: Reference
 ) -> Question:
     exchange, index = asked.exchange, int(choice["index"])
-    empty = Question(exchange, index, asked.notes)
+    question = Question(exchange, index)
     try:
-        aligned = align(
-            choice, tokenizer, complete=exchange.outcome is Outcome.COMPLETE, prompt=asked.text, stop=_stops(exchange)
-        )
-        if not aligned.token_ids:
-            raise Unsupported("empty_answer", "there is no token to verify")
-        reference.check(index, TokenSequence(asked.prompt, aligned.token_ids))
+        prompt = asked.prompt_of(index)
+        question = replace(question, notes=_notes(prompt, choice))
+        aligned = _aligned(exchange, choice, prompt, tokenizer)
+        reference.check(index, TokenSequence(prompt.token_ids, aligned.token_ids))
     except Unsupported as refusal:
-        return replace(empty, refusal=refusal)
+        return replace(question, refusal=refusal)
     except BadSequence as error:
-        return replace(empty, refusal=Unsupported("sequence_not_scorable", str(error)))
-    seed = asked.rules.choice_seed(int(exchange.forced.get("seed") or 0), index)
-    if aligned.texts:
-        text_claim = TextClaim(asked.prompt, aligned.texts, seed, asked.params, asked.rules)
-        return replace(empty, source=aligned.source, text_claim=text_claim)
-    claim = Claim(TokenSequence(asked.prompt, aligned.token_ids), seed, asked.params, asked.rules)
-    return replace(empty, source=aligned.source, claim=claim, told=_on_told_prompt(asked, claim, index, reference))
+        return replace(question, refusal=Unsupported("sequence_not_scorable", str(error)))
+    claim = asked.claim(prompt.token_ids, aligned, index)
+    told = _told_claim(asked, prompt, aligned, index, reference)
+    return replace(question, source=aligned.source, claim=claim, told=told)
 
 
-def _on_told_prompt(asked: _Asked, claim: Claim, index: int, reference: Reference) -> Claim | None:
-    if asked.told_prompt is None:
+def _aligned(
+    exchange: Exchange, choice: Mapping[str, Any], prompt: Prompt, tokenizer: ChatTokenizer
+) -> Alignment:
+    if exchange.endpoint == "/v1/completions" and exchange.request.get("echo"):
+        choice = without_echo(choice, prompt)
+    complete = exchange.outcome is Outcome.COMPLETE
+    aligned = align(choice, tokenizer, complete=complete, prompt=prompt.text, stop=_stops(exchange))
+    if not aligned.token_ids:
+        raise Unsupported("empty_answer", "there is no token to verify")
+    return aligned
+
+
+def _notes(prompt: Prompt, choice: Mapping[str, Any]) -> dict[str, Any]:
+    notes: dict[str, Any] = {"prompt_differs": prompt.difference.to_dict()} if prompt.difference else {}
+    return notes | ({"ids_from": choice["ids_from"]} if choice.get("ids_from") else {})
+
+
+def _told_claim(
+    asked: _Asked, prompt: Prompt, aligned: Alignment, choice_index: int, reference: Reference
+) -> AnyClaim | None:
+    """The claim on the prompt that the server told, where it differs and can be scored."""
+    if prompt.told is None:
         return None
-    sequence = TokenSequence(asked.told_prompt, claim.sequence.output_token_ids)
     try:
-        reference.check(index, sequence)
+        reference.check(choice_index, TokenSequence(prompt.told, aligned.token_ids))
     except BadSequence:
         return None
-    return replace(claim, sequence=sequence)
+    return asked.claim(prompt.told, aligned, choice_index)
 
 
 def _stops(exchange: Exchange) -> list[str]:

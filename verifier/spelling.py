@@ -39,7 +39,11 @@ class Spelling:
         self.special_ids = frozenset(
             token["id"] for token in description.get("added_tokens") or [] if token["special"]
         )
-        self.token_bytes = _spelled_vocabulary(backend.get_vocab(with_added_tokens=True), description.get("decoder"))
+        decoder = description.get("decoder")
+        self.pieces: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        self.token_bytes = _spelled_vocabulary(self.pieces, decoder)
+        # Llama 2's and Mistral's: what a text's first token spells is shown without its space
+        self.drops_first_space = any(step["type"] == "Strip" and step["start"] for step in _flat(decoder, "decoders"))
         self._encoder: Any = Tokenizer.from_str(json.dumps(_continuing(description)))
         # a special token is dropped from the text that clients see: what looks like one was written in plain tokens
         self._encoder.encode_special_tokens = True

@@ -13,6 +13,7 @@ from verifier import linkage
 from verifier.audit import TrustedModel
 from verifier.identify import identify_claims
 from verifier.questions import questions_of
+from verifier.replay import Claim
 from verifier.samplers import contract
 
 
@@ -31,7 +32,8 @@ def identity(exchanges: Sequence[Exchange], model: TrustedModel) -> Mapping[str,
     tokens, or `verifier.identify`'s own where none does.
     """
     questions = [question for one in exchanges for question in questions_of(one, model.tokenizer, model.reference)]
-    claims = [question.claim for question in questions if question.claim and question.choice_index == 0]
+    first = [question.claim for question in questions if question.choice_index == 0]
+    claims = [claim for claim in first if isinstance(claim, Claim)]
     if not claims:
         return None
     found = identify_claims(model.reference, claims)

@@ -102,10 +102,13 @@ class ChatTokenizer:
             template = template.get("default")
         return template or ""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt's text: special tokens are read as such, none are added. Raises Unsupported."""
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a prompt's text: special tokens in it are read as such; BOS and its like are added only where asked.
+
+        Raises Unsupported("text_not_unicode").
+        """
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         except (UnicodeEncodeError, TypeError) as error:
             raise Unsupported("text_not_unicode", "the text holds lone surrogates, which no token spells") from error
         return ids

@@ -10,7 +10,8 @@ import numpy as np
 
 from verifier.answers import answer_texts
 from verifier.errors import InputError, VerifierError
-from verifier.lattice import Reading, TextClaim, read_texts
+from verifier.lattice import Reading
+from verifier.reading import TextClaim, read_texts
 from verifier.recordings import Recording
 from verifier.replay import Claim, Reference, replay
 from verifier.samplers import SamplerContract
@@ -50,6 +51,20 @@ def claims_of(recordings: Sequence[Recording], contract: SamplerContract, file: 
     return claims
 
 
+def text_claims_of(
+    recordings: Sequence[Recording], claims: Sequence[Claim], tokenizer: ChatTokenizer
+) -> list[TextClaim]:
+    """The same claims, from messages and text alone."""
+    return [
+        TextClaim(
+            tokenizer.prompt_token_ids(recording.messages),
+            answer_texts({"text": recording.text, "finish_reason": recording.finish_reason}, tokenizer),
+            claim.seed, claim.params, claim.contract,
+        )
+        for recording, claim in zip(recordings, claims, strict=True)
+    ]  # fmt: skip
+
+
 def verify_file(
     file: str,
     recordings: Sequence[Recording],
@@ -79,14 +94,7 @@ def verify_hidden(
 
     Raises InputError for a recording that cannot be read back from its text.
     """
-    claims = [
-        TextClaim(
-            tokenizer.prompt_token_ids(recording.messages),
-            answer_texts({"text": recording.text, "finish_reason": recording.finish_reason}, tokenizer),
-            claim.seed, claim.params, contract,
-        )
-        for recording, claim in zip(recordings, claims_of(recordings, contract, file), strict=True)
-    ]  # fmt: skip
+    claims = text_claims_of(recordings, claims_of(recordings, contract, file), tokenizer)
     started = time.perf_counter()
     readings = read_texts(
         reference, claims, tokenizer.spelling, end_token_ids=tokenizer.end_token_ids, on_tokens=on_tokens
