@@ -3,13 +3,18 @@
     python -m bench.evidence [--streams 10000] [--tokens 10000] [--processes 2]
 
 Honest tokens depend on each other: sequences have their own noise level (gamma), noise comes in bursts (a two-state
-Markov chain), entropy and cross-entropy have sequence effects, and mismatches follow the entropy. Two nulls are tried:
+Markov chain), entropy and cross-entropy have sequence effects, and mismatches follow the entropy. Three nulls are
+tried:
 
     clustered   bands are fitted, by verifier.calibration, to 64 such sequences; fresh streams are judged by them
-    edge        the provider uses up the band: each token's conditional mean *equals* the tolerated one
+    long        the same bands judge streams whose answers are ten times as long
+    edge        the least favourable null: every token's conditional mean *equals* the bound of H₀, so that tokens
+                depend on the past of their answer as much as the band allows, and no bet loses on average
 
 The peers, in the same run, on the same streams and for the same null: a z-test of the mismatch rate against the
 tolerated one at the same α, after every sequence, and once at the end.
+
+The result is saved as bench/results/evidence.json.
 """
 
 from __future__ import annotations
@@ -18,15 +23,17 @@ import argparse
 import dataclasses
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from verifier.band import Band
+from bench.run import save_result
+from verifier.band import HIGHEST_BOUND, IS_RATE, Band
 from verifier.calibration import fit
-from verifier.detectors import DETECTORS, NAMES, SURPRISE, Floats, Scores, SequenceScores
+from verifier.detectors import DETECTORS, NAMES, SURPRISE, Floats, Scores, SequenceScores, statistics
 from verifier.drift import Drift, watch
 from verifier.evidence import ODDS, Evidence, log_start_prior, mix, start, wealth_paths
 from verifier.faults import FAULTS, Fault
@@ -34,6 +41,10 @@ from verifier.faults import FAULTS, Fault
 LENGTH = 200
 FITTED = 64
 CHUNK = 100
+REPEATS = 40
+NULLS = ("clustered", "long", "edge")
+UNUSED_AT_THE_EDGE = ("cross_entropy_low", "rank_high", "rank_low")
+"""Their edges exclude those of the other detectors."""
 HONEST = Fault("honest", 1.0, 0.06, 1.0, 0.0, "")
 SAMPLING = {"temperature": 1.0}
 
@@ -78,21 +89,35 @@ def calibrated(rng: np.random.Generator) -> Band:
     return fit(rows(simulate(rng, FITTED)), sampling=SAMPLING)
 
 
-def edge_sequence(rng: np.random.Generator, band: Band, streams: int) -> SequenceScores:
-    """Tokens whose mismatch, margin, tail and support have exactly the tolerated conditional means."""
-    shape = (streams, LENGTH)
-    entropy = rng.gamma(2.0, 1.1, shape).astype(np.float32)
-    bounds = dict(zip(NAMES, np.moveaxis(band.bounds(entropy), -1, 0), strict=True))
-    draw = rng.random(shape)
-    margin = np.where(draw < bounds["mismatch"], 1e-6, 0.0)
+def edge_sequence(rng: np.random.Generator, band: Band, streams: int, tokens: int = LENGTH) -> SequenceScores:
+    """Tokens whose mismatch, margin, tail, support and surprise have exactly the tolerated conditional means."""
+    entropy = rng.gamma(2.0, 1.1, (streams, tokens)).astype(np.float32)
+    bounds = band.bounds(entropy)
+    pulls = np.where(IS_RATE, bounds, 1.0)
+    surplus, volume = np.zeros_like(bounds[:, 0]), np.array([band.credibility[name] for name in NAMES])
+    drawn = []
+    for t in range(tokens):
+        allowed = np.minimum(bounds[:, t] + pulls[:, t] * np.maximum(surplus, 0.0) / volume, HIGHEST_BOUND)
+        scores = _edge_tokens(rng, dict(zip(NAMES, allowed.T, strict=True)), band, entropy[:, t])
+        surplus += statistics(scores, band.cuts) - bounds[:, t]
+        volume = volume + pulls[:, t]
+        drawn.append(dataclasses.astuple(scores))
+    return SequenceScores(*(np.stack(columns, axis=1) for columns in zip(*drawn, strict=True)))
+
+
+def _edge_tokens(
+    rng: np.random.Generator, allowed: Mapping[str, Floats], band: Band, entropy: np.ndarray
+) -> SequenceScores:
+    """One token of each stream, with these means."""
+    draw, outside = rng.random(len(entropy)), np.minimum(allowed["support"], allowed["margin_tail"])
+    margin = np.where(draw < allowed["mismatch"], 1e-6, 0.0)
     # the fewest tokens beyond the tail's cut that also use up the mean margin, so that nothing is left unspent
-    rest = np.clip((bounds["margin"] - bounds["support"]) / (bounds["margin_tail"] - bounds["support"]), 0.0, 1.0)
+    rest = np.clip((allowed["margin"] - outside) / np.maximum(allowed["margin_tail"] - outside, 1e-9), 0.0, 1.0)
     beyond = np.maximum(band.cuts.tail * 1.0001, rest * band.cuts.margin)
-    margin = np.where(draw < bounds["margin_tail"], beyond, margin)
-    margin = np.where(draw < bounds["support"], np.inf, margin)
-    high = rng.random(shape) < bounds["cross_entropy_high"]
-    excess = np.where(high, SURPRISE, -SURPRISE)
-    return SequenceScores(margin == 0, margin.astype(np.float32), -entropy - excess, entropy, np.zeros(shape, np.int32))
+    margin = np.where(draw < np.minimum(allowed["margin_tail"], allowed["mismatch"]), beyond, margin)
+    margin = np.where(draw < np.minimum(outside, allowed["mismatch"]), np.inf, margin).astype(np.float32)
+    excess = np.where(rng.random(len(entropy)) < allowed["cross_entropy_high"], SURPRISE, -SURPRISE)
+    return SequenceScores(margin == 0, margin, -entropy - excess, entropy, np.zeros(len(entropy), np.int32))
 
 
 def ever_deviates(seed: int, streams: int, tokens: int, null: str, alpha: float) -> dict[str, int]:
@@ -100,19 +125,22 @@ def ever_deviates(seed: int, streams: int, tokens: int, null: str, alpha: float)
     rng = np.random.default_rng(seed)
     band = calibrated(rng)
     detectors = band.applicable(SAMPLING)
-    used = tuple(n for n in detectors if null == "clustered" or n not in {"cross_entropy_low", "rank_high", "rank_low"})
+    if null == "edge":
+        detectors = tuple(name for name in detectors if name not in UNUSED_AT_THE_EDGE)
+    length = 10 * LENGTH if null == "long" else LENGTH
     wealth = np.full((streams, len(DETECTORS), len(ODDS)), log_start_prior(0))
     alarmed, peeked = np.zeros(streams, bool), np.zeros(streams, bool)
     misses, limit = np.zeros(streams), stats.norm.isf(alpha)
-    for j in range(tokens // LENGTH):
-        batch = simulate(rng, streams) if null == "clustered" else edge_sequence(rng, band, streams)
-        wealth, hits = weigh(wealth, batch, band, used, j, alpha)
+    for j in range(tokens // length):
+        batch = edge_sequence(rng, band, streams) if null == "edge" else simulate(rng, streams, length)
+        wealth, hits = weigh(wealth, batch, band, detectors, j, alpha)
         alarmed |= hits
         misses += (~batch.exact_match).sum(1)
-        expected, count = band.typical["mismatch"], (j + 1) * LENGTH
+        expected, count = band.typical["mismatch"], (j + 1) * length
         z = (misses / count - expected) / math.sqrt(expected * (1 - expected) / count)
         peeked |= z > limit
-    return {"ours": int(alarmed.sum()), "peeking": int(peeked.sum()), "once": int((z > limit).sum())}
+    return {"ever_deviates": int(alarmed.sum()), "z_test_at_every_look": int(peeked.sum()),
+            "z_test_once": int((z > limit).sum())}  # fmt: skip
 
 
 def weigh(
@@ -146,15 +174,29 @@ def _after(changed: int, state: Evidence | Drift) -> float:
     return math.inf if at is None else at - changed
 
 
-def _share(null: str, streams: int, tokens: int, alpha: float, pool: ProcessPoolExecutor) -> dict[str, Any]:
+def shares(null: str, streams: int, tokens: int, alpha: float, pool: Executor) -> dict[str, Any]:
+    """Share of honest streams that each test ever accuses, and the 95 % interval of ours."""
     sizes = [min(CHUNK, streams - first) for first in range(0, streams, CHUNK)]
     n = len(sizes)
     counts = list(pool.map(ever_deviates, range(n), sizes, [tokens] * n, [null] * n, [alpha] * n))
-    return {key: sum(count[key] for count in counts) / streams for key in counts[0]}
+    totals = {key: sum(count[key] for count in counts) for key in counts[0]}
+    interval = stats.binomtest(totals["ever_deviates"], streams).proportion_ci(0.95)
+    return {
+        "null": null, "streams": streams, "tokens": tokens, "alpha": alpha,
+        **{key: total / streams for key, total in totals.items()},
+        "interval_95": [float(interval.low), float(interval.high)],
+    }  # fmt: skip
+
+
+def delays(fault: Fault, good: int, alpha: float, pool: Executor) -> dict[str, Any]:
+    """Median and 90 % quantile of tokens to `deviates` and to a drift alarm, over REPEATS changes."""
+    found = list(pool.map(delay, range(REPEATS), [fault] * REPEATS, [good] * REPEATS, [alpha] * REPEATS))
+    ours, drift = (np.quantile(column, (0.5, 0.9), method="lower").tolist() for column in zip(*found, strict=True))
+    return {"fault": fault.name, "honest_tokens_before": good * LENGTH, "deviates": ours, "drift_alarm": drift}
 
 
 def main() -> None:
-    """Print false-positive shares and delays."""
+    """Print and save false-positive shares and delays."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--tokens", type=int, default=10_000)
@@ -162,20 +204,16 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=1e-3)
     given = parser.parse_args()
     began = time.perf_counter()
+    nulls, changes = [], []
     with ProcessPoolExecutor(given.processes) as pool:
-        for null in ("clustered", "edge"):
-            shares = _share(null, given.streams, given.tokens, given.alpha, pool)
-            print(f"{null:10} ever deviates, {given.streams} streams x {given.tokens} tokens, α = {given.alpha:g}:")
-            print(f"  e-process {shares['ours']:.5f}   z-test at every look {shares['peeking']:.4f}", end="")
-            print(f"   z-test once {shares['once']:.4f}   ({time.perf_counter() - began:.0f} s)", flush=True)
+        for null in NULLS:
+            nulls.append(shares(null, given.streams, given.tokens, given.alpha, pool))
+            print(nulls[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
         for good in (0, 50):
-            print(f"tokens after a change behind {good * LENGTH} honest ones, median of 40 (90 %):")
             for fault in FAULTS:
-                found = list(pool.map(delay, range(40), [fault] * 40, [good] * 40, [given.alpha] * 40))
-                ours, cusum = (np.quantile(column, (0.5, 0.9), method="lower") for column in zip(*found, strict=True))
-                print(f"  {fault.name:22} deviates {ours[0]:5.0f} ({ours[1]:.0f})", end="")
-                print(f"   drift alarm {cusum[0]:5.0f} ({cusum[1]:.0f})", flush=True)
-    print(f"{time.perf_counter() - began:.0f} s")
+                changes.append(delays(fault, good, given.alpha, pool))
+                print(changes[-1], flush=True)
+    save_result("evidence", {"honest_streams": nulls, "changes": changes, "repeats": REPEATS})
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ def fitted(seed: int = 100) -> Band:
 
 
 def flat_band(**changes) -> Band:
-    """One entropy class, 2 % tolerated of every rate, any rank, no surprise on average, no design effect."""
+    """One entropy class, 2 % tolerated of every rate, any rank, no surprise on average, answers all alike."""
     means = dict.fromkeys(NAMES, 0.02) | {"cross_entropy_high": 0.5, "cross_entropy_low": 0.5}
     means |= {"rank_high": 0.999, "rank_low": 0.999}
     known = {
         "cuts": Cuts(1.0, 0.5), "entropy_edges": (), "tolerated": {name: (m,) for name, m in means.items()},
-        "honest": means, "typical": means, "design_effect": dict.fromkeys(means, 1.0),
+        "honest": means, "typical": means, "credibility": dict.fromkeys(means, 1e9),
         "sequences": 50, "tokens": 10_000, "sampling": SAMPLING,
     }  # fmt: skip
     return Band(**{**known, **changes})

@@ -5,11 +5,22 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
-from simulated import SAMPLING, faulty, fitted, honest
+from simulated import SAMPLING, faulty, fitted, flat_band, honest
 
 from verifier.band import SHIPPED, Band, distribution
-from verifier.calibration import TOLERANCE, calibrate, design_effects, false_positives, fit, margin_cuts
+from verifier.calibration import (
+    PRIOR_CREDIBILITY,
+    PRIOR_SEQUENCES,
+    TOLERANCE,
+    calibrate,
+    false_positives,
+    fit,
+    margin_cuts,
+    spread_of_answers,
+)
 from verifier.detectors import BY_NAME, DETECTORS, NAMES, SequenceScores, statistics
 from verifier.errors import InputError
 from verifier.sampling_params import SamplingParams
@@ -40,22 +51,68 @@ def test_what_is_tolerated_follows_the_entropy():
     assert bounds[2] > 2 * bounds[0]
 
 
-def test_the_design_effect_is_one_for_independent_tokens_and_the_length_for_copies():
-    rng = np.random.default_rng(0)
-    alone = [rng.random((200, len(NAMES))) for _ in range(400)]
-    copies = [np.repeat(rng.random((1, len(NAMES))), 200, axis=0) for _ in range(400)]
-    classes = [np.zeros(200, np.intp)] * 400
-    assert design_effects(alone, classes) == pytest.approx(1.1, abs=0.15)
-    assert design_effects(copies, classes) == pytest.approx(200.0, rel=1e-6)
+def answers_at_levels(rng: np.random.Generator, variance: float, count: int = 400) -> list[np.ndarray]:
+    """Statistics of 200 tokens each, of rate 5 % times a gamma-distributed level with mean 1 and this variance."""
+    levels = rng.gamma(1 / variance, variance, count) if variance else np.ones(count)
+    return [(rng.random((200, 1)) < 0.05 * level) * np.ones(len(NAMES)) for level in levels]
 
 
-def test_a_rare_detectors_design_effect_is_at_least_what_the_mismatches_imply():
-    for seed in (100, 101, 102):
-        band = fitted(seed)
-        excess = band.design_effect["mismatch"] - 1
-        for name in ("margin", "margin_tail", "support"):
-            share = band.honest[name] / band.honest["mismatch"]
-            assert band.design_effect[name] >= 1 + excess * share - 1e-9
+@pytest.mark.parametrize("variance", [0.0, 0.1, 0.5])
+def test_the_credibility_is_that_of_the_levels_shrunk_to_its_prior(variance):
+    """In closed form: sums of 10 events spread by 10 · variance more; the mean of that and the prior, weighted."""
+    found = answers_at_levels(np.random.default_rng(0), variance)
+    credibility, effect = spread_of_answers(found, [np.zeros(200, np.intp)] * 400)
+    prior = 10 / PRIOR_CREDIBILITY[0]
+    excess = (400 * 10 * variance + PRIOR_SEQUENCES * prior) / (400 + PRIOR_SEQUENCES)
+    assert effect[0] - 1 == pytest.approx(excess, abs=0.15 * (1 + excess))
+    assert credibility[0] == pytest.approx(10 / (effect[0] - 1), rel=0.1)
+
+
+def test_a_rare_detector_takes_the_mismatches_credibility_unless_its_own_spread_is_clearly_larger():
+    rng = np.random.default_rng(1)
+    found = answers_at_levels(rng, 0.0)
+    for scores in found:
+        scores[:, NAMES.index("support")] = rng.random(200) < 0.002
+        scores[:, NAMES.index("margin_tail")] = 0.0
+    found[7][:, NAMES.index("margin_tail")] = 1.0
+    credibility, _ = spread_of_answers(found, [np.zeros(200, np.intp)] * 400)
+    known = dict(zip(NAMES, credibility, strict=True))
+    assert known["support"] == known["mismatch"]
+    assert known["margin_tail"] < known["mismatch"] / 100
+
+
+def test_the_bound_within_an_answer_is_the_mean_of_a_gamma_poisson_count():
+    """Negative binomial by hand: with S events where M were expected, the next one's mean is m·(K + S)/(K + M)."""
+    band = flat_band(credibility=dict.fromkeys(NAMES, 5.0))
+    zeros = np.zeros(4, np.float32)
+    flags = np.array([True, False, True, True])
+    scores = SequenceScores(~flags, np.where(flags, 1e-6, 0).astype(np.float32), zeros, zeros, zeros.astype(int))
+    bounds = band.bounds_within(statistics(scores, band.cuts), zeros)[:, NAMES.index("mismatch")]
+    events, expected = np.array([0, 1, 1, 2]), 0.02 * np.arange(4)
+    assert bounds == pytest.approx(0.02 * (5 + events) / (5 + expected))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_the_bound_within_an_answer_is_never_below_the_bands(flags):
+    band, flags = fitted(), np.array(flags)
+    zeros = np.zeros(len(flags), np.float32)
+    margin = np.where(flags, np.inf, 0).astype(np.float32)
+    scores = SequenceScores(~flags, margin, zeros - 1, zeros + 1, zeros.astype(int))
+    within = band.bounds_within(statistics(scores, band.cuts), scores.entropy)
+    assert (within >= band.bounds(scores.entropy) - 1e-12).all()
+    assert (within < 1).all()
+
+
+@pytest.mark.parametrize("name", ["mismatch", "cross_entropy_high"])
+def test_the_bound_on_average_is_the_integral_of_those_within(name):
+    band = flat_band(credibility=dict.fromkeys(NAMES, 30.0))
+    mean, tokens = 0.6, 4000
+    tolerated, pull = (0.02, 0.02) if name == "mismatch" else (0.5, 1.0)
+    n = np.arange(tokens)
+    exact = (tolerated + pull * n * (mean - tolerated) / (30 + n * pull)).mean()
+    assert band.bound_on_average(name, mean, tokens) == pytest.approx(exact, rel=1e-2)
+    assert band.bound_on_average(name, 0.01, tokens) == tolerated
+    assert band.design_effect("mismatch", 300) == pytest.approx(1 + 300 * 0.02 / 30)
 
 
 def test_the_held_out_half_is_the_other_half():

@@ -3,14 +3,21 @@
 A band is a composite null hypothesis. With x the statistic of a detector (`verifier.detectors`) at token t, h the
 entropy of the reference there, and "past" all tokens before it,
 
-    H₀:  E[x | past] ≤ tolerated[class of h]    for every honest token and every detector.
+    H₀:  E[x | past] ≤ m + g · max(0, S − M) / (K + G),    m = tolerated[class of h]
+
+for every honest token and every detector, where S, M and G sum x, m and g over the tokens before it in the same answer.
 
 The entropy class makes the bound follow the text: near-ties, and so honest mismatches, are rare where the model is
-sure. It is known before the token is drawn, as a bet must be.
+sure. The second term is what answers may differ from each other by (Bühlmann's credibility formula): an answer whose
+tokens have exceeded the bound so far may go on so, the more the longer it is. For rates g = m, and the bound is the
+conditional mean of a count whose level is gamma-distributed between answers, with mean 1 and variance 1/K; for
+expectations g = 1, and it is that of a normal mean with variance 1/K of a token's. Both terms are known before the
+token is drawn, as a bet must be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,11 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.detectors import DETECTORS, NAMES, Cuts, Floats
+from verifier.detectors import BY_NAME, DETECTORS, NAMES, Cuts, Floats
 from verifier.sampling_params import SamplingParams
 
 ENTROPY_EDGES = (0.5, 2.0)
 """Nats; they part tokens into sure, middling and open ones."""
+
+HIGHEST_BOUND = 0.999
+IS_RATE = np.array([detector.rate for detector in DETECTORS])
 
 
 def distribution(params: SamplingParams) -> dict[str, float] | None:
@@ -56,7 +66,8 @@ class Band:
         tolerated: per detector the bound of each entropy class, in (0, 1).
         honest: per detector the mean over the calibration's tokens.
         typical: per detector the mean of the tolerated bounds over the calibration's tokens.
-        design_effect: per detector how much wider sequence sums spread than independent tokens would; at least 1.
+        credibility: K, per detector: the events (of rates) or tokens (of expectations) that an answer's own past must
+            hold to weigh as much as the band.
         sequences, tokens: size of the fitted half; 0 for a shipped band.
         sampling: parameters that the calibration was sampled with; expectations hold for these alone.
         scope: what it was calibrated for: reference, contract, token source, hardware.
@@ -67,7 +78,7 @@ class Band:
     tolerated: Mapping[str, tuple[float, ...]]
     honest: Mapping[str, float]
     typical: Mapping[str, float]
-    design_effect: Mapping[str, float]
+    credibility: Mapping[str, float]
     entropy_edges: tuple[float, ...] = ENTROPY_EDGES
     sequences: int = 0
     tokens: int = 0
@@ -93,8 +104,36 @@ class Band:
         return np.digitize(entropy, self.entropy_edges)
 
     def bounds(self, entropy: NDArray[np.float32]) -> Floats:
-        """What is tolerated at tokens of these entropies [..., n]: float64[..., n, detectors], as in `NAMES`."""
+        """m at tokens of these entropies [..., n]: float64[..., n, detectors], as in `NAMES`."""
         return np.asarray(self.table()[self.classes(entropy)])
+
+    def bounds_within(self, found: Floats, entropy: NDArray[np.float32]) -> Floats:
+        """The bound of H₀ at each token of an answer, given those before it.
+
+        Args:
+            found: statistics of the tokens, float64[..., n, detectors].
+            entropy: of the tokens, [..., n].
+        """
+        bounds = self.bounds(entropy)
+        pull = np.where(IS_RATE, bounds, 1.0)
+        surplus = _before(found - bounds)
+        np.maximum(surplus, 0.0, out=surplus)
+        surplus *= pull
+        surplus /= _before(pull) + np.array([self.credibility[name] for name in NAMES])
+        return np.asarray(np.minimum(bounds + surplus, HIGHEST_BOUND))
+
+    def design_effect(self, name: str, answer_tokens: float) -> float:
+        """How much wider than independent tokens' the sums of answers of this length may spread."""
+        return 1.0 + self._volume(name, answer_tokens)
+
+    def bound_on_average(self, name: str, mean: float, answer_tokens: float) -> float:
+        """Mean of `bounds_within` over answers of this length whose statistics have this mean: an integral."""
+        volume = max(self._volume(name, answer_tokens), 1e-9)
+        typical = self.typical[name]
+        return typical if mean <= typical else mean + (typical - mean) * math.log1p(volume) / volume
+
+    def _volume(self, name: str, answer_tokens: float) -> float:
+        return answer_tokens * (self.typical[name] if BY_NAME[name].rate else 1.0) / self.credibility[name]
 
     def table(self) -> Floats:
         """What is tolerated, float64[classes, detectors]."""
@@ -119,6 +158,11 @@ class Band:
         )
 
 
+def _before(x: Floats) -> Floats:
+    """Sums over the tokens before each, along the axis of tokens."""
+    return np.cumsum(x, axis=-2) - x
+
+
 def _shipped() -> Band:
     """Wide enough for every honest pair of stacks published for Token-DiFR, among them an MoE model on other hardware
     (match .95, support violations .0024; arXiv 2511.20621 tables 4 and 6); expectations are not judged at all."""
@@ -130,7 +174,7 @@ def _shipped() -> Band:
         tolerated={name: (bound.get(name, 0.999),) for name in NAMES},
         honest={name: honest.get(name, 0.5) for name in NAMES},
         typical={name: bound.get(name, 0.999) for name in NAMES},
-        design_effect=dict.fromkeys(NAMES, 2.0),
+        credibility=dict.fromkeys(NAMES, 8.0),
     )
 
 

@@ -1,10 +1,10 @@
 """Calibration: from honest sequences to a band, and how often that band then accuses honest ones. Pure.
 
 The sequence is the unit throughout: sequences are split into a fitted and a held-out half, and the spread of whole
-sequences gives the design effect (Kish 1965) that stands for what tokens of one answer share. The tolerated mean of
-each detector and entropy class is an upper confidence bound of the honest mean, times 1 + tolerance for rates or plus
-a small slack for expectations; the confidence covers the calibration's size, the tolerance what differs between
-prompts, batches and days.
+sequences gives what answers may differ from each other by (`Band.credibility`). The tolerated mean of each detector
+and entropy class is an upper confidence bound of the honest mean, times 1 + tolerance for rates or plus a small slack
+for expectations; the confidence covers the calibration's size, the tolerance what differs between prompts, batches
+and days.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from verifier.band import ENTROPY_EDGES, Band, FalsePositives
-from verifier.detectors import DETECTORS, NAMES, Cuts, Floats, Scores, statistics
+from verifier.band import ENTROPY_EDGES, HIGHEST_BOUND, IS_RATE, Band, FalsePositives
+from verifier.detectors import NAMES, Cuts, Floats, Scores, statistics
 from verifier.errors import InputError
 from verifier.evidence import replay
 
@@ -24,11 +24,14 @@ CUT_PERCENTILE = 99.9
 TAIL_PERCENTILE = 99.7
 LOWEST_CUT = 0.05
 """Logits; about one rounding step of a bfloat16 logit. A reference that agrees to the bit would cut at 0."""
-TOLERANCE = 0.2
+TOLERANCE = 0.15
 SLACK = 0.005
 """Of a statistic's range: 0.04 nats of cross-entropy, 0.06 bits of rank."""
 CONFIDENCE = 0.95
 PRIOR_EVENTS = 5.0
+PRIOR_CREDIBILITY: Floats = np.where(IS_RATE, 25.0, 400.0)
+"""Answers' own rates differ by a fifth, their mean cross-entropies by a twentieth of a token's spread."""
+PRIOR_SEQUENCES = 32
 FEWEST_SEQUENCES = 8
 FEWEST_TOKENS = 500
 
@@ -79,14 +82,14 @@ def fit(
     found = [statistics(scores, cuts) for scores in honest]
     classes = [np.digitize(scores.entropy, ENTROPY_EDGES) for scores in honest]
     every, where = np.concatenate(found), np.concatenate(classes)
-    effect = _of_shared_level(design_effects(found, classes), every.mean(0))
+    credibility, effect = spread_of_answers(found, classes)
     bounds = _bounds(every, where, effect, tolerance)
     return Band(
         cuts=cuts,
         tolerated={name: tuple(map(float, column)) for name, column in zip(NAMES, bounds.T, strict=True)},
         honest=_named(every.mean(0)),
         typical=_named(bounds[where].mean(0)),
-        design_effect=_named(effect),
+        credibility=_named(credibility),
         sequences=len(honest),
         tokens=tokens,
         sampling=sampling,
@@ -102,30 +105,31 @@ def margin_cuts(honest: Sequence[Scores]) -> Cuts:
     return Cuts(margin=max(LOWEST_CUT, float(cut)), tail=max(LOWEST_CUT, float(tail)))
 
 
-def design_effects(found: Sequence[Floats], classes: Sequence[Classes]) -> Floats:
-    """Per detector the variance of sequence sums over that of independent tokens, at least 1.
+def spread_of_answers(found: Sequence[Floats], classes: Sequence[Classes]) -> tuple[Floats, Floats]:
+    """K and the design effect of each detector: how far sequence sums spread beyond what their tokens explain.
+
+    With V the volume of a sequence (its expected events, or its tokens), the variance of its sum is 1 + V/K times
+    that of independent tokens (Kish's design effect). What is measured of V/K is shrunk to that of PRIOR_CREDIBILITY,
+    which weighs as much as PRIOR_SEQUENCES. Rare detectors take the mismatches' K, as answers whose noise differs by a
+    factor differ so in all rates, unless their own spread is larger by more than its standard error.
 
     Args:
         found: per sequence the statistics, float64[n, detectors].
         classes: per sequence the entropy class of each token; class means are taken out first.
     """
-    every, where = np.concatenate(found), np.concatenate(classes)
-    means = _class_means(every, where)
+    means = _class_means(np.concatenate(found), np.concatenate(classes))
     rests = [x - means[k] for x, k in zip(found, classes, strict=True)]
-    between = np.sum([rest.sum(0) ** 2 for rest in rests], axis=0)
-    within = np.sum([(rest**2).sum(0) for rest in rests], axis=0)
-    return np.asarray(np.maximum(1.0, between / np.maximum(within, 1e-300)))
-
-
-def _of_shared_level(effect: Floats, means: Floats) -> Floats:
-    """Design effects, those of rates at least what the mismatches' implies.
-
-    Rare events are too few to show their own spread. Where answers differ by a factor in their noise, all rates do, and
-    the excess spread of a count is proportional to its mean.
-    """
-    mismatch, rates = NAMES.index("mismatch"), np.array([detector.rate for detector in DETECTORS])
-    implied = 1.0 + (effect[mismatch] - 1.0) * means / max(means[mismatch], 1e-12)
-    return np.asarray(np.where(rates, np.maximum(effect, implied), effect))
+    within = np.maximum(np.sum([(rest**2).sum(0) for rest in rests], axis=0), 1e-12)
+    excess = np.sum([rest.sum(0) ** 2 for rest in rests], axis=0) / within - 1.0
+    volumes = np.array([np.where(IS_RATE, means[k].sum(0), len(k)) for k in classes])
+    volume = np.maximum((volumes**2).sum(0) / np.maximum(volumes.sum(0), 1e-12), 1e-9)
+    rarity = np.where(IS_RATE, 1.0 / np.maximum(volumes.mean(0), 1e-9), 0.0)
+    clearly = excess - np.sqrt((2.0 + rarity) / len(found))
+    shrunk = len(found) * np.maximum(excess, 0.0) + PRIOR_SEQUENCES * volume / PRIOR_CREDIBILITY
+    credibility = volume * (len(found) + PRIOR_SEQUENCES) / shrunk
+    shared = np.minimum(credibility[NAMES.index("mismatch")], volume / np.maximum(clearly, 1e-9))
+    credibility = np.where(IS_RATE, shared, credibility)
+    return credibility, 1.0 + volume / credibility
 
 
 def false_positives(honest: Sequence[Scores], band: Band, *, alpha: float = 1e-3) -> FalsePositives:
@@ -152,8 +156,7 @@ def _bounds(x: Floats, where: Classes, effect: Floats, tolerance: float) -> Floa
     rates = (1 + tolerance) * _ceiling(x.sum(0) / effect, len(x) / effect) * _shape(x, where, sizes)
     spread = x.std(0) * np.sqrt(effect / np.maximum(sizes, 1))
     expected = _class_means(x, where) + stats.norm.ppf(CONFIDENCE) * spread + SLACK
-    is_rate = np.array([detector.rate for detector in DETECTORS])
-    return np.asarray(np.clip(np.where(is_rate, rates, expected), 1e-6, 0.999))
+    return np.asarray(np.clip(np.where(IS_RATE, rates, expected), 1e-6, HIGHEST_BOUND))
 
 
 def _ceiling(total: Floats, count: Floats) -> Floats:

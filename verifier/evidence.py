@@ -10,9 +10,8 @@ non-negative supermartingales under the band's H₀, so by Ville's inequality
 
     P(a stream within its band ever reaches E ≥ 1/α) ≤ α,          for every α, at any and all times of looking.
 
-It needs no independence of tokens, only the bound on each conditional mean. What is left of dependence inside a
-sequence is met by e^(1/d), d the design effect measured in calibration: products of d interleaved classes of tokens, in
-each of which H₀ holds, then have mean ≤ 1 by Hölder's inequality.
+It needs no independence of tokens, only the bound on each conditional mean (`verifier.band`), which lets the tokens of
+one answer share a level that is drawn anew for the next.
 
 The mixture. E averages over detectors (weights of `verifier.detectors`), over θ ∈ ODDS (a discrete cousin of the
 beta-binomial mixture: it adapts to an unknown alternative), and over the sequence j at which the provider turned bad,
@@ -44,13 +43,11 @@ _SEED_FREE_ROWS = np.array([name in SEED_FREE for name in NAMES])
 
 
 def log_bets(scores: Scores, band: Band) -> Floats:
-    """Log of every token's bets, tempered by the design effect: float64[..., n, detectors, odds] of scores [..., n]."""
+    """Log of the bets on every token of an answer: float64[..., n, detectors, odds] of scores [..., n]."""
     more = np.array(ODDS) - 1.0
-    effect = np.array([band.design_effect[name] for name in NAMES])[:, None]
-    gain = np.log(1.0 + more * statistics(scores, band.cuts)[..., None])
-    cost = np.log(1.0 + more * band.table()[..., None])
-    gain -= cost[band.classes(scores.entropy)]
-    gain /= effect
+    found = statistics(scores, band.cuts)
+    gain = np.log1p(more * found[..., None])
+    gain -= np.log1p(more * band.bounds_within(found, scores.entropy)[..., None])
     return np.asarray(gain)
 
 

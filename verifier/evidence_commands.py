@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,6 @@ from verifier.commands import (
     files_argument,
     json_option,
     limit_option,
-    model_option,
-    sampler_option,
     token_progress,
     write_json,
 )
@@ -28,17 +26,25 @@ if TYPE_CHECKING:
     from verifier.band import Band
     from verifier.evaluate import Answer, Judged
     from verifier.report import StreamReport
+    from verifier.scored_files import ScoredFile
 
 SEED = 20
 """Of the batches that AUCs are drawn from: an evaluation gives the same numbers again."""
 
 store_option = click.option("--store", envvar="SEEDPROOF_STORE", help="Database URL; or set SEEDPROOF_STORE.")
-override_options = (
+scoring_option_list = (
+    click.option("--model", help="Directory of the trusted model, or `demo`; kept scores need none."),
+    click.option("--sampler", help="Contract id, e.g. vllm@0.26.0/v2 or greedy; kept scores name their own."),
     click.option("--temperature", type=float, help="Instead of the files' own."),
     click.option("--top-k", type=int, help="Instead of the files' own; 0 or -1 is off."),
     click.option("--top-p", type=float, help="Instead of the files' own; 1 is off."),
     click.option("--seed", type=int, help="Instead of the files' own."),
-)
+    click.option(
+        "--keep-scores", "keep", type=click.Path(file_okay=False, path_type=Path),
+        help="Keep the scores of FILE.jsonl there as FILE.npz, which may stand in its place the next time.",
+    ),
+)  # fmt: skip
+
 
 
 class ManyFiles(click.Command):
@@ -58,18 +64,16 @@ class ManyFiles(click.Command):
         return super().parse_args(ctx, spread)
 
 
-def overridable(command: Callable[..., None]) -> Callable[..., None]:
-    """With the options that replace the files' own sampling parameters."""
-    for option in reversed(override_options):
+def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
+    """With the options that say how recorded answers are scored."""
+    for option in reversed(scoring_option_list):
         command = option(command)
     return command
 
 
 @click.command("calibrate")
 @files_argument
-@model_option
-@sampler_option
-@overridable
+@scoring_options
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the band here, as JSON.")
 @store_option
 @click.option("--reference", help="Name of the reference in the proxy's configuration; --model unless told.")
@@ -78,8 +82,9 @@ def overridable(command: Callable[..., None]) -> Callable[..., None]:
 @device_option
 @limit_option
 def calibrate_command(
-    files: Sequence[Path], model: str, sampler: str, out: Path | None, store: str | None, reference: str | None,
-    hardware: str, dtype: str, device: str, limit: int | None, **overrides: Any,
+    files: Sequence[Path], model: str | None, sampler: str | None, keep: Path | None, out: Path | None,
+    store: str | None, reference: str | None, hardware: str, dtype: str, device: str, limit: int | None,
+    **overrides: Any,
 ) -> None:  # fmt: skip
     """Learn what honest scores look like from recorded outputs of a run that you trust.
 
@@ -88,17 +93,18 @@ def calibrate_command(
     """
     from verifier.calibration import calibrate
 
-    answers = scored([f"{file}" for file in files], model, sampler, overrides, dtype, device, limit)
-    every = [answer for file in answers.values() for answer in file[1]]
     name = reference or model
-    scope = {"reference": name, "sampler": sampler, "token_source": "given"}
-    if hardware:
-        scope["hardware"] = hardware
+    if store is not None and name is None:
+        raise click.UsageError("name the reference that the band is for with --reference")
+    found = scored([f"{file}" for file in files], model, sampler, overrides, dtype, device, limit, keep)
+    every = [answer for file in found.values() for answer in file.answers]
+    scope = {"sampler": common_sampler(found.values()), "token_source": "given"}
+    scope |= {key: value for key, value in (("reference", name), ("hardware", hardware)) if value}
     band = calibrate([answer.scores for answer in every], sampling=_common_sampling(every), scope=scope)
     Console().print(_band_table(band))
     write_json(str(out) if out else None, band.to_dict())
     if store is not None:
-        asyncio.run(_store_band(store, band, reference=name, sampler=sampler, hardware=hardware))
+        asyncio.run(_store_band(store, band, reference=name or "", sampler=scope["sampler"], hardware=hardware))
 
 
 @click.command("report")
@@ -127,27 +133,28 @@ def report_command(
 @click.command("evaluate", cls=ManyFiles)
 @click.option("--honest", "honest", multiple=True, required=True, metavar="FILES", help="Recordings that you trust.")
 @click.option("--suspect", "suspects", multiple=True, required=True, metavar="FILES", help="FILE or FILE@SAMPLER.")
-@model_option
-@sampler_option
-@overridable
+@scoring_options
 @click.option("--plot", type=click.Path(file_okay=False, path_type=Path), help="Save figures here (PNG and SVG).")
 @dtype_option
 @device_option
 @limit_option
 @json_option
 def evaluate_command(
-    honest: Sequence[str], suspects: Sequence[str], model: str, sampler: str, plot: Path | None, dtype: str,
-    device: str, limit: int | None, json_path: str | None, **overrides: Any,
+    honest: Sequence[str], suspects: Sequence[str], model: str | None, sampler: str | None, plot: Path | None,
+    keep: Path | None, dtype: str, device: str, limit: int | None, json_path: str | None, **overrides: Any,
 ) -> None:  # fmt: skip
     """Calibrate on half of the honest prompts and judge all the rest."""
+    from dataclasses import replace
+
     from verifier.calibration import false_positives, fit
     from verifier.evaluate import split, unfitted
 
-    found = scored([*honest, *suspects], model, sampler, overrides, dtype, device, limit)
-    fitted, held_out = split([answer for file in honest for answer in found[file][1]])
-    band = fit([answer.scores for answer in fitted], sampling=_common_sampling(fitted), scope={"sampler": sampler})
+    found = scored([*honest, *suspects], model, sampler, overrides, dtype, device, limit, keep)
+    fitted, held_out = split([answer for file in honest for answer in found[file].answers])
+    scope = {"sampler": common_sampler([found[file] for file in honest])}
+    band = fit([answer.scores for answer in fitted], sampling=_common_sampling(fitted), scope=scope)
     alarms = false_positives([answer.scores for answer in held_out], band)
-    rest = {file: (name, unfitted(answers, fitted)) for file, (name, answers) in found.items()}
+    rest = {file: replace(one, answers=unfitted(one.answers, fitted)) for file, one in found.items()}
     judged = _judged(rest, held_out, band)
     result = {
         "suspects": [judged[file].to_dict() for file in suspects],
@@ -169,45 +176,52 @@ def evaluate_command(
 
 
 def scored(
+    files: Sequence[str], model: str | None, sampler: str | None, overrides: Mapping[str, Any], dtype: str,
+    device: str, limit: int | None, keep: Path | None,
+) -> dict[str, ScoredFile]:  # fmt: skip
+    """Each file's answers, scored; a file of recordings may name its own contract as FILE@SAMPLER."""
+    from verifier.scored_files import SUFFIX, ScoredFile
+
+    kept = {file: ScoredFile.load(Path(file)) for file in files if file.endswith(SUFFIX)}
+    recorded = [file for file in files if file not in kept]
+    if recorded and (model is None or sampler is None):
+        raise click.UsageError(f"{recorded[0]} has yet to be scored: give --model and --sampler")
+    found = {**kept, **_scored_now(recorded, model or "", sampler or "", overrides, dtype, device, limit)}
+    if keep is not None:
+        _keep({file: found[file] for file in recorded}, keep)
+    return found
+
+
+def _scored_now(
     files: Sequence[str], model: str, sampler: str, overrides: Mapping[str, Any], dtype: str, device: str,
     limit: int | None,
-) -> dict[str, tuple[str, list[Answer]]]:  # fmt: skip
-    """Per file its contract's id and its scored answers; a file may name its own contract as FILE@SAMPLER."""
+) -> dict[str, ScoredFile]:  # fmt: skip
     from verifier.models import model_directory, torch_dtype
     from verifier.recordings import read_recordings
     from verifier.reference import TransformersReference
     from verifier.samplers import contract
+    from verifier.scored_files import score_file
 
+    if not files:
+        return {}
     named = {file: _file_and_sampler(file, sampler) for file in files}
     rules = {file: contract(name) for file, (_, name) in named.items()}
     rows = {file: read_recordings(path, overrides=overrides, limit=limit) for file, (path, _) in named.items()}
     reference = TransformersReference(model_directory(model, {}), device=device, dtype=torch_dtype(dtype))
     total = sum(len(row.sequence.output_token_ids) for recordings in rows.values() for row in recordings)
     with token_progress(total, "Scoring") as advance:
-        return {
-            file: (rules[file].id, _scored_file(file, rows[file], reference, rules[file], advance)) for file in named
-        }
+        return {file: score_file(file, rows[file], reference, rules[file], advance) for file in named}
 
 
-def _scored_file(
-    file: str, recordings: Sequence[Any], reference: Any, rules: Any, advance: Callable[[int], None]
-) -> list[Answer]:
-    from verifier.band import distribution
-    from verifier.errors import InputError
-    from verifier.evaluate import Answer
-    from verifier.replay import replay
-    from verifier.stream_state import AuditedAnswer
-    from verifier.verify import claims_of
+def _keep(found: Mapping[str, ScoredFile], directory: Path) -> None:
+    """Under the files' own names."""
+    from verifier.scored_files import SUFFIX
 
-    claims = [claim for claim in claims_of(recordings, rules, file) if claim.sequence.output_token_ids]
-    if not claims:
-        raise InputError(f"{file} holds no answer with tokens: give a file of recorded outputs")
-    for number, claim in enumerate(claims):
-        reference.check(number, claim.sequence)
-    return [
-        Answer(tuple(claim.sequence.prompt_token_ids), AuditedAnswer.of(scores, distribution(claim.params)))
-        for claim, scores in zip(claims, replay(reference, claims, advance), strict=True)
-    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    for file, scores in found.items():
+        path = directory / (Path(_file_and_sampler(file, "")[0]).stem + SUFFIX)
+        scores.save(path)
+        click.echo(f"kept {path}", err=True)
 
 
 def _file_and_sampler(text: str, sampler: str) -> tuple[Path, str]:
@@ -217,6 +231,16 @@ def _file_and_sampler(text: str, sampler: str) -> tuple[Path, str]:
     return Path(name), own
 
 
+def common_sampler(files: Iterable[ScoredFile]) -> str:
+    """The contract that all files were scored under; a band is of one. Raises InputError."""
+    from verifier.errors import InputError
+
+    names = sorted({file.sampler for file in files})
+    if len(names) > 1:
+        raise InputError(f"honest files of several samplers ({', '.join(names)}): calibrate each by itself")
+    return names[0]
+
+
 def _common_sampling(answers: Sequence[Answer]) -> Mapping[str, float] | None:
     """The sampling parameters of all answers, None where they differ: then expectations are not judged."""
     first = answers[0].audited.sampling if answers else None
@@ -224,7 +248,7 @@ def _common_sampling(answers: Sequence[Answer]) -> Mapping[str, float] | None:
 
 
 def _judged(
-    files: Mapping[str, tuple[str, Sequence[Answer]]], held_out: Sequence[Answer], band: Band
+    files: Mapping[str, ScoredFile], held_out: Sequence[Answer], band: Band
 ) -> dict[str, Judged]:
     from dataclasses import replace
 
@@ -234,8 +258,10 @@ def _judged(
 
     rng = np.random.default_rng(SEED)
     return {
-        file: replace(judge_file(file, name, answers, band), separation=separation(held_out, answers, band, rng))
-        for file, (name, answers) in files.items()
+        file: replace(
+            judge_file(file, one.sampler, one.answers, band), separation=separation(held_out, one.answers, band, rng)
+        )
+        for file, one in files.items()
     }
 
 
@@ -260,10 +286,10 @@ async def _read_reports(store: str, upstream: str | None, since: datetime | None
 
 def _band_table(band: Band) -> Table:
     table = Table(title=f"Band of {band.sequences} honest answers, {band.tokens} tokens")
-    for heading in ("detector", "honest mean", "tolerated mean", "design effect"):
+    for heading in ("detector", "honest mean", "tolerated mean", "credibility"):
         table.add_column(heading, justify="left" if heading == "detector" else "right")
     for name, mean in band.honest.items():
-        table.add_row(name, f"{mean:.4f}", f"{band.typical[name]:.4f}", f"{band.design_effect[name]:.2f}")
+        table.add_row(name, f"{mean:.4f}", f"{band.typical[name]:.4f}", f"{band.credibility[name]:.0f}")
     if band.held_out is not None:
         held = band.held_out
         table.caption = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.special import ndtr
 
@@ -73,17 +74,20 @@ def expected_means(fault: Fault, band: Band) -> dict[str, float]:
     }
 
 
-def power(fault: Fault, band: Band, tokens: float, *, alpha: float, detectors: Iterable[str]) -> float:
+def power(
+    fault: Fault, band: Band, tokens: float, *, alpha: float, detectors: Iterable[str],
+    answer_tokens: float = ANSWER_TOKENS,
+) -> float:  # fmt: skip
     """At least how probably this many tokens would have shown the fault: the best single bet's normal approximation.
 
     Statistics between 0 and 1 are taken as 0/1 ones of the same mean, which grow slowest and spread most; the fault's
-    rate is taken to differ between answers by ANSWER_SPREAD.
+    rate is taken to differ between answers, of `answer_tokens` each, by ANSWER_SPREAD.
     """
     if tokens <= 0:
         return 0.0
-    means = expected_means(fault, band)
+    means, length = expected_means(fault, band), min(tokens, answer_tokens)
     chances = [
-        _chance(means[name], band.typical[name], name, k, tokens, alpha, band.design_effect[name])
+        _chance(means[name], band.bound_on_average(name, means[name], length), name, k, tokens, tokens / length, alpha)
         for name in detectors
         if name in means and means[name] > band.typical[name]
         for k in range(len(ODDS))
@@ -92,19 +96,20 @@ def power(fault: Fault, band: Band, tokens: float, *, alpha: float, detectors: I
 
 
 def tokens_for(
-    fault: Fault, band: Band, *, alpha: float, detectors: Iterable[str], chance: float = 0.9
-) -> int | None:
+    fault: Fault, band: Band, *, alpha: float, detectors: Iterable[str], answer_tokens: float = ANSWER_TOKENS,
+    chance: float = 0.9,
+) -> int | None:  # fmt: skip
     """Tokens after which `power` reaches this chance; None beyond ten million."""
-    detectors = tuple(detectors)
+    known: dict[str, Any] = {"alpha": alpha, "detectors": tuple(detectors), "answer_tokens": answer_tokens}
     high = 1
-    while power(fault, band, high, alpha=alpha, detectors=detectors) < chance:
+    while power(fault, band, high, **known) < chance:
         high *= 2
         if high > 10_000_000:
             return None
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        enough = power(fault, band, middle, alpha=alpha, detectors=detectors) >= chance
+        enough = power(fault, band, middle, **known) >= chance
         low, high = (low, middle) if enough else (middle, high)
     return high
 
@@ -124,13 +129,10 @@ def growth(mean: float, tolerated: float, k: int) -> float:
     return mean * math.log(ODDS[k]) - math.log1p((ODDS[k] - 1) * tolerated)
 
 
-def _chance(
-    mean: float, tolerated: float, name: str, k: int, tokens: float, alpha: float, design_effect: float
-) -> float:
-    effective, answers = tokens / design_effect, max(1.0, tokens / ANSWER_TOKENS)
-    variance = effective * mean * (1 - mean) + (ANSWER_SPREAD * mean * effective) ** 2 / answers
+def _chance(mean: float, tolerated: float, name: str, k: int, tokens: float, answers: float, alpha: float) -> float:
+    variance = tokens * mean * (1 - mean) + (ANSWER_SPREAD * mean * tokens) ** 2 / answers
     spread = math.log(ODDS[k]) * math.sqrt(max(variance, 1e-12))
-    return float(ndtr((effective * growth(mean, tolerated, k) - price(name, k, alpha)) / spread))
+    return float(ndtr((tokens * growth(mean, tolerated, k) - price(name, k, alpha)) / spread))
 
 
 def _distance(seen: Mapping[str, float], fault: Mapping[str, float]) -> float:

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from verifier.band import Band
+from verifier.band import HIGHEST_BOUND, Band
 from verifier.detectors import DETECTORS, NAMES, SEED_FREE, in_units
 from verifier.drift import Drift
 from verifier.evidence import Evidence, Total, confidence_sequence, log_start_prior
-from verifier.faults import FAULTS, growth, nearest, power, price, tokens_for
+from verifier.faults import ANSWER_TOKENS, FAULTS, growth, nearest, power, price, tokens_for
 
 RULED_OUT = ("4-bit weights", "fp8 weights")
 POWER = 0.95
@@ -181,7 +181,7 @@ def _speaks(effect: Effect, used: tuple[str, ...], evidence: Evidence) -> bool:
 
 def _effect(name: str, evidence: Evidence, band: Band) -> Effect:
     detector = next(detector for detector in DETECTORS if detector.name == name)
-    count, width = evidence.counts[name], band.design_effect[name]
+    count, width = evidence.counts[name], band.design_effect(name, _answer_tokens(evidence))
     ends = confidence_sequence(evidence.sums[name] / width, count / width, alpha=INTERVAL_ALPHA)
     low, high = sorted(in_units(name, end, band.cuts) for end in ends)
     return Effect(
@@ -199,26 +199,34 @@ def _effect(name: str, evidence: Evidence, band: Band) -> Effect:
 
 def _fault_powers(evidence: Evidence, band: Band, used: tuple[str, ...]) -> list[FaultPower]:
     """Of every named fault; before the first token, as if all detectors of the band were used."""
-    detectors = used or tuple(name for name in NAMES if band.typical[name] < 0.999)
+    known: dict[str, Any] = {
+        "alpha": evidence.alpha,
+        "detectors": used or tuple(name for name in NAMES if band.typical[name] < HIGHEST_BOUND),
+        "answer_tokens": _answer_tokens(evidence),
+    }
     return [
         FaultPower(
             fault=fault.name,
-            power=power(fault, band, evidence.tokens, alpha=evidence.alpha, detectors=detectors),
-            tokens_for_90_percent=tokens_for(fault, band, alpha=evidence.alpha, detectors=detectors),
+            power=power(fault, band, evidence.tokens, **known),
+            tokens_for_90_percent=tokens_for(fault, band, **known),
             source=fault.source,
         )
         for fault in FAULTS
     ]
 
 
+def _answer_tokens(evidence: Evidence) -> float:
+    return evidence.tokens / evidence.sequences if evidence.sequences else ANSWER_TOKENS
+
+
 def _tokens_to_decision(evidence: Evidence, band: Band, used: tuple[str, ...]) -> int | None:
     """More tokens until the quickest bet reaches 1/α alone, were its detector's mean to stay as seen."""
     waits = []
     for name in used:
-        count, width = evidence.counts[name], band.design_effect[name]
-        mean, tolerated = evidence.sums[name] / count, evidence.bounds[name] / count
+        mean = evidence.sums[name] / evidence.counts[name]
+        tolerated = band.bound_on_average(name, mean, _answer_tokens(evidence))
         for k, wealth in enumerate(evidence.log_wealth[name]):
-            gain = growth(mean, tolerated, k) / width
+            gain = growth(mean, tolerated, k)
             if gain > 0:
                 waits.append((price(name, k, evidence.alpha) + log_start_prior(0) - wealth) / gain)
     return max(1, math.ceil(min(waits))) if waits else None
