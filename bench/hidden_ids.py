@@ -8,7 +8,7 @@ own      the tokenizer's own encoding of the text, without any search
 
 Honest files must give the same rate from their text as from their ids; a wrong seed and a cheating provider must gain
 nothing by the search. A path whose scores are known already is not scored again, so a case costs one forward pass and
-what the search tried (`passes` says how much that is). Exits with 1 where a limit is broken.
+the paths that the search tried. Exits with 1 where a limit is broken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.run import ROOT, save_result
+from bench.run import ROOT, save_case
 from verifier.demo_model import ensure_demo_model
 from verifier.lattice import Reading
 from verifier.reading import TextClaim, read_texts
@@ -84,7 +84,7 @@ def measure(
     ids_rate, text_rate, own_rate = (float(s.exact_match.mean()) for s in (with_ids, from_text, unsearched))
     ambiguous = sum(int(read.ambiguous.sum()) for read in readings)
     return {
-        "case": case.name, "honest": case.honest, "answers": len(known), "tokens": len(with_ids),
+        "case": case.name, "honest": case.honest, "limit": limit, "answers": len(known), "tokens": len(with_ids),
         "match_with_ids": round(ids_rate, 5), "match_from_text": round(text_rate, 5),
         "match_own_encoding": round(own_rate, 5), "difference": round(text_rate - ids_rate, 5),
         "gain_of_search": round(text_rate - own_rate, 5), "ambiguous": round(ambiguous / len(with_ids), 5),
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--golden", type=Path, default=ROOT / "tests/data/golden")
     parser.add_argument("--limit", type=int, help="only the first N recordings of a file")
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="all if not given")
-    parser.add_argument("--save", action="store_true", help="write bench/results/hidden_ids.json")
+    parser.add_argument("--save", action="store_true", help="put the cases into bench/results/hidden_ids.json")
     args = parser.parse_args()
     directory = ensure_demo_model()
     reference, tokenizer = TransformersReference(directory), ChatTokenizer(directory)
@@ -139,8 +139,8 @@ def main() -> None:
             line = measure(case, args.golden, args.limit, reference, tokenizer)
             lines.append({**line, "broken": broken(line)})
             print(json.dumps(lines[-1]), flush=True)
-    if args.save:
-        save_result("hidden_ids", {"limit": args.limit, "cases": lines})
+            if args.save:
+                save_case("hidden_ids", lines[-1])
     sys.exit(any(line["broken"] for line in lines))
 
 

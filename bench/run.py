@@ -15,11 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def save_result(name: str, found: Mapping[str, Any]) -> None:
-    """Write bench/results/NAME.json: what was found, with hardware, versions, date and commit."""
+def save_case(name: str, case: Mapping[str, Any]) -> None:
+    """Put one case into bench/results/NAME.json, in place of an earlier run of it, with what it ran on."""
     path = ROOT / "bench" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**circumstances(), **found}, indent=1) + "\n")
+    kept = json.loads(path.read_text())["cases"] if path.is_file() else []
+    cases = [one for one in kept if one["case"] != case["case"]]
+    path.write_text(json.dumps({"cases": [*cases, {**case, **circumstances()}]}, indent=1) + "\n")
 
 
 def circumstances() -> dict[str, Any]:
