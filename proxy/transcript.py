@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 
 from proxy.sse import SSEFramer
+from proxy.token_ids import MAX_TOKEN_ID, told_beside, told_ids, told_prompt_beside, told_prompt_ids
 
 MAX_RECORDED_BYTES = 64 * 2**20
-MAX_TOKEN_ID = 2**31 - 1
 _MAX_ERROR_TEXT = 2000
 _CLAIMS = ("id", "model", "system_fingerprint", "provider")
 """What an answer says of itself, once; a router names the `provider` that it chose."""
@@ -32,6 +32,8 @@ class _Choice:
     refusal: list[str] = field(default_factory=list)
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     token_ids: list[int] | None = None
+    ids_from: str | None = None
+    prompt_token_ids: list[int] | None = None
     logprobs: list[dict[str, Any]] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -105,7 +107,8 @@ class Transcript:
     def finish(self) -> dict[str, Any]:
         """The Completion: what has come so far, whole or not."""
         self._body.clear()
-        choices = [_folded(index, self._choices[index]) for index in sorted(self._choices)]
+        prompt = self._head["prompt_token_ids"]
+        choices = [_folded(index, self._choices[index], prompt) for index in sorted(self._choices)]
         return {**self._head, "choices": choices}
 
     def _event(self, data: bytes) -> None:
@@ -137,6 +140,13 @@ class Transcript:
             self._head["error"] = error_object(chunk["error"])
         for position, choice in enumerate(_listed(chunk.get("choices"))):
             self._add_choice(position, choice)
+        self._add_beside(chunk)
+
+    def _add_beside(self, chunk: dict[str, Any]) -> None:
+        for index, ids in told_beside(chunk).items():
+            if index in self._choices:
+                self._choices[index].token_ids, self._choices[index].ids_from = ids, "sglext"
+        self._head["prompt_token_ids"] = self._head["prompt_token_ids"] or told_prompt_beside(chunk)
 
     def _add_choice(self, position: int, value: Any) -> None:
         if not isinstance(value, dict):
@@ -149,8 +159,7 @@ class Transcript:
             self._add_text(choice, value)
         else:
             self._add_chat(choice, value)
-        if value.get("token_ids") is not None:
-            choice.token_ids = _extended(choice.token_ids or [], _token_ids(value["token_ids"]))
+        self._add_ids(choice, value)
         logprobs = value.get("logprobs")
         if isinstance(logprobs, dict):
             _add_logprobs(choice, _as_of_chat(logprobs) if "tokens" in logprobs else logprobs)
@@ -158,6 +167,15 @@ class Transcript:
         if type(value.get("stop_reason")) in (str, int):
             choice.stop_reason = value["stop_reason"]
 
+    def _add_ids(self, choice: _Choice, value: dict[str, Any]) -> None:
+        if value.get("token_ids") is not None:
+            choice.token_ids = _extended(choice.token_ids or [], _token_ids(value["token_ids"]))
+        elif (told := told_ids(value)) is not None:
+            known = [] if told.whole else choice.token_ids or []
+            choice.token_ids, choice.ids_from = _extended(known, told.token_ids), told.source
+        choice.prompt_token_ids = choice.prompt_token_ids or told_prompt_ids(value)
+        if self._head["prompt_token_ids"] is None:
+            self._head["prompt_token_ids"] = choice.prompt_token_ids
 
     def _add_chat(self, choice: _Choice, value: dict[str, Any]) -> None:
         delta = value.get("message" if self._framer is None else "delta")
@@ -170,9 +188,6 @@ class Transcript:
         text = _text(value.get("text"))
         if text:
             choice.text.append(text)
-        # vLLM tells the prompt's ids beside the choice here
-        if self._head["prompt_token_ids"] is None and value.get("prompt_token_ids") is not None:
-            self._head["prompt_token_ids"] = _token_ids(value["prompt_token_ids"])
 
 
 def error_object(value: Any) -> dict[str, Any]:
@@ -273,7 +288,7 @@ def _counts(usage: dict[str, Any]) -> dict[str, Any]:
     return {**flat, **nested}
 
 
-def _folded(index: int, choice: _Choice) -> dict[str, Any]:
+def _folded(index: int, choice: _Choice, prompt: list[int] | None) -> dict[str, Any]:
     calls = [
         {
             "id": call["id"], "type": call["type"] or "function",
@@ -291,6 +306,9 @@ def _folded(index: int, choice: _Choice) -> dict[str, Any]:
         "logprobs": choice.logprobs,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        **({"ids_from": choice.ids_from} if choice.ids_from else {}),
+        # of a request with several prompts
+        **({"prompt_token_ids": choice.prompt_token_ids} if choice.prompt_token_ids not in (None, prompt) else {}),
     }
 
 

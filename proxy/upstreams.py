@@ -41,7 +41,11 @@ _TOKEN_IDS = {"return_token_ids": True}
 
 DIALECTS: Mapping[str, Dialect] = {
     "vllm": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
-    "sglang": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
+    "sglang": Dialect(
+        # return_token_ids is an error in its chat streams
+        pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked={"return_input_ids": True, "return_output_ids": True},
+        asked_of_text=_TOKEN_IDS,
+    ),
     "llama.cpp": Dialect(
         # ids stand in the logprob entries; a cached prefix would change the last bits of the logits
         pinned=_LLAMA_CPP_DEFAULTS, takes_top_k=True,

@@ -35,6 +35,7 @@ PURE_CORES = {
     "proxy/protocol",
     "proxy/secrets",
     "proxy/sse",
+    "proxy/token_ids",
     "proxy/transcript",
     "proxy/upstreams",
     "storage/scores",

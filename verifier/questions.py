@@ -105,9 +105,9 @@ def _prompts(exchange: Exchange, tokenizer: ChatTokenizer) -> list[Prompt]:
 def _told_prompts(exchange: Exchange) -> list[list[int] | None]:
     """The server's ids of each prompt of a completion: vLLM tells them with every choice."""
     response, n = exchange.response, exchange.forced.get("n") or 1
-    told = {choice["index"] // n: choice.get("prompt_token_ids") for choice in response.get("choices") or []}
-    found = [told.get(number) for number in range(max(told, default=-1) + 1)]
-    return found if any(found) else [response.get("prompt_token_ids")]
+    first = response.get("prompt_token_ids")
+    told = {choice["index"] // n: choice.get("prompt_token_ids", first) for choice in response.get("choices") or []}
+    return [told.get(number) for number in range(max(told, default=-1) + 1)]
 
 
 def _question(
