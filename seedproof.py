@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from proxy.dashboard_commands import dashboard_group
 from proxy.errors import ConfigError, ProxyError
 from storage.commands import db
 from storage.errors import StorageError
@@ -78,6 +79,7 @@ cli.add_command(evaluate_command)
 cli.add_command(model_group)
 cli.add_command(demo_command)
 cli.add_command(db)
+cli.add_command(dashboard_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 from aiohttp import web
 from aiohttp.http import HttpRequestParser
 
 from proxy.config import ProxyConfig
-from proxy.errors import ListenError, UnsafeInstallError
+from proxy.errors import UnsafeInstallError
 from proxy.forward import Forwarder
 from proxy.limits import Limits
+from proxy.listen import bind
 from proxy.observation import Observer, Unobserved
 from proxy.recorder import Recorder
 from proxy.replies import json_reply
 from proxy.surface import Surface, not_found, own_faults
 from storage import exchanges
 from storage.database import Database, open_database
+
+logger = logging.getLogger(__name__)
 
 FORWARDER = web.AppKey("FORWARDER", Forwarder)
 DATABASE = web.AppKey("DATABASE", Database)
@@ -88,8 +91,12 @@ def require_c_parser() -> None:
 
 @asynccontextmanager
 async def listening(config: ProxyConfig) -> AsyncIterator[str]:
-    """The running proxy; yields its address, as `serving` does."""
-    async with serving(make_app(config), config) as address:
+    """The running proxy with its dashboard, where one is configured; yields the proxy's address, as `serving` does."""
+    async with serving(make_app(config), config) as address, AsyncExitStack() as beside:
+        if config.dashboard is not None:
+            from proxy.dashboard import dashboard_listening
+
+            logger.info("the dashboard is at %s", await beside.enter_async_context(dashboard_listening(config)))
         yield address
 
 
@@ -111,23 +118,12 @@ async def serving(app: web.Application, config: ProxyConfig) -> AsyncIterator[st
     )
     try:
         await runner.setup()
-        await _bind(runner, config.host, config.port)
+        await bind(runner, config.host, config.port, "listen")
         port = runner.addresses[0][1]
         host = f"[{config.host}]" if ":" in config.host else config.host
         yield f"http://{host}:{port}"
     finally:
         await runner.cleanup()
-
-
-async def _bind(runner: web.AppRunner, host: str, port: int) -> None:
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            reason = "it is in use; stop the other program or change 'listen'"
-        else:
-            reason = f"{error.strerror or error}; change 'listen'"
-        raise ListenError(f"cannot listen on {host}:{port}: {reason}") from error
 
 
 def _session(limits: Limits) -> aiohttp.ClientSession:

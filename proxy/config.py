@@ -17,6 +17,7 @@ from typing import Any
 
 from proxy.clients import Client
 from proxy.config_upstreams import read_upstream
+from proxy.dashboard_config import DashboardConfig, read_dashboard
 from proxy.errors import ConfigError
 from proxy.limits import Limits
 from proxy.toml_table import Secrets, Table
@@ -30,7 +31,7 @@ else:
 MIN_SECRET_BYTES = 16
 DEFAULT_LIMITS = Limits()
 
-_TOP = ("listen", "store", "seed", "limits", "clients", "upstreams")
+_TOP = ("listen", "store", "seed", "limits", "clients", "dashboard", "upstreams")
 _SEED = ("secret_env", "secret_file")
 _CLIENT = ("name", "key_sha256", "upstreams", "models", "requests_per_minute", "concurrent_requests", "expires")
 _LIMITS = tuple(limit.name for limit in fields(Limits))
@@ -48,6 +49,8 @@ class ProxyConfig:
     seed_secret: bytes = field(repr=False)
     limits: Limits = DEFAULT_LIMITS
     clients: tuple[Client, ...] = ()
+    dashboard: DashboardConfig | None = None
+    """None for no dashboard."""
 
 
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> ProxyConfig:
@@ -88,6 +91,7 @@ def parse_config(
         host=host, port=port, upstreams=upstreams, limits=_limits(top.table("limits")),
         store=top.text("store", "sqlite:///seedproof.db"), seed_secret=_seed_secret(top.table("seed"), secrets),
         clients=_clients(top.tables("clients"), {upstream.name for upstream in upstreams}),
+        dashboard=read_dashboard(top.table("dashboard"), secrets) if "dashboard" in top else None,
     )
 
 

@@ -57,6 +57,8 @@ class NewAudit:
     notes: dict[str, Any] = field(default_factory=dict)
     scores: bytes | None = None
     """Per-token arrays from `pack_scores`."""
+    pieces: bytes | None = None
+    """Texts of the tokens from `storage.pieces.pack_pieces`."""
 
     def __post_init__(self) -> None:
         status = VerdictStatus(self.verdict_status)

@@ -222,6 +222,8 @@ class Audit(Base):
     """Place among the audits weighed in its stream, from 1; null until `storage.streams` has handed it out."""
     notes: Mapped[dict[str, Any]]
     scores: Mapped[bytes | None]
+    pieces: Mapped[bytes | None]
+    """Texts of the tokens, from `storage.pieces`: what the answer says, so it is kept no longer than the answer."""
 
     __table_args__ = (
         CheckConstraint("choice_index >= 0", name="choice_index_counts"),

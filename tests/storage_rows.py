@@ -33,8 +33,8 @@ def exchange(number: int, **changes: Any) -> NewExchange:
     return NewExchange(**{**values, **changes})
 
 
-def unaudited(number: int, reason: str = "not_selected") -> NewExchange:
-    return exchange(number, audit=False, unaudited_reason=reason, reference=None, sampler=None)
+def unaudited(number: int, reason: str = "not_selected", **changes: Any) -> NewExchange:
+    return exchange(number, audit=False, unaudited_reason=reason, reference=None, sampler=None, **changes)
 
 
 def audit(number: int, **changes: Any) -> NewAudit:

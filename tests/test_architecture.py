@@ -25,6 +25,11 @@ FORBIDDEN = {
 
 PURE_CORES = {
     "proxy/clients",
+    "proxy/dashboard_chart",
+    "proxy/dashboard_format",
+    "proxy/dashboard_login",
+    "proxy/dashboard_rows",
+    "proxy/dashboard_tokens",
     "proxy/demo_protocol",
     "proxy/draft",
     "proxy/excerpt",
@@ -38,6 +43,7 @@ PURE_CORES = {
     "proxy/token_ids",
     "proxy/transcript",
     "proxy/upstreams",
+    "storage/pieces",
     "storage/scores",
     "verifier/alignment",
     "verifier/answer_text",

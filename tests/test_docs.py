@@ -12,7 +12,7 @@ from storage import audits, exchanges
 from storage.database import open_database
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/verdicts.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/api.md", "docs/verdicts.md")
 
 
 async def test_the_readmes_queries_run_and_find_rows(database_url):

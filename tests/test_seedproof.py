@@ -1,5 +1,6 @@
 """The command line as a person meets it: results, and errors of one clear line."""
 
+import io
 import json
 import socket
 
@@ -110,3 +111,15 @@ def test_calibrate_and_evaluate_say_that_too_little_was_recorded(demo_directory,
     files = ("--honest", golden("v2_plain"), "--suspect", golden("v2_plain"), f"{golden('int4')}@vllm@0.26.0/v1")
     assert run("evaluate", *files, *options) == 2
     assert "are too few to fit a band" in capsys.readouterr().err
+
+
+def test_a_dashboard_password_becomes_the_hash_that_the_configuration_takes(monkeypatch, capsys):
+    from proxy.dashboard_login import is_password_hash, password_matches
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse\n"))
+    assert run("dashboard", "password", "--stdin") == 0
+    told = capsys.readouterr().out.strip()
+    assert is_password_hash(told)
+    assert password_matches("correct horse", told)
+    monkeypatch.setattr("sys.stdin", io.StringIO("short\n"))
+    assert run("dashboard", "password", "--stdin") == 1

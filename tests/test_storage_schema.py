@@ -18,6 +18,7 @@ from storage.models import Base
 from storage.schema import VERSION_TABLE, needs_upgrade
 
 ROOT = Path(__file__).parent.parent
+NEWEST = max(path.stem[:4] for path in (ROOT / "storage/migrations/versions").glob("0*.py"))
 
 
 def difference_from_models(connection: Connection) -> list:
@@ -47,13 +48,13 @@ async def test_the_migrations_check_what_the_models_check(sqlite_url):
     engine.dispose()
     async with open_database(sqlite_url) as database, database.reading() as session:
         assert await (await session.connection()).run_sync(checks) == expected
-    assert len(expected) == 13
+    assert len(expected) == 14
 
 
 async def test_opening_again_finds_the_work_done(database_url):
     for upgrade in (True, True, False):
         async with open_database(database_url, upgrade=upgrade) as database:
-            assert database.revision == "0001"
+            assert database.revision == NEWEST
 
 
 async def test_without_upgrade_nothing_is_made(sqlite_url, tmp_path):
@@ -77,7 +78,7 @@ async def set_revision(url: str, revision: str) -> None:
 @pytest.mark.parametrize("upgrade", [True, False])
 async def test_a_newer_schema_is_left_alone(database_url, upgrade):
     await set_revision(database_url, "9999")
-    sentence = r"schema 9999, which is newer than this seedproof knows \(0001\): upgrade seedproof"
+    sentence = rf"schema 9999, which is newer than this seedproof knows \({NEWEST}\): upgrade seedproof"
     with pytest.raises(SchemaTooNew, match=sentence):
         async with open_database(database_url, upgrade=upgrade):
             pass
@@ -86,7 +87,7 @@ async def test_a_newer_schema_is_left_alone(database_url, upgrade):
 async def test_tables_of_another_program_are_left_alone(database_url):
     async with open_database(database_url) as database, database.writing() as session:
         await session.execute(text(f"DROP TABLE {VERSION_TABLE}"))
-    tables = r"\(audits, calibrations, exchanges, jobs, streams\)"
+    tables = r"\(audits, calibrations, exchanges, jobs, .*streams.*\)"
     with pytest.raises(SchemaForeign, match=f"{tables}: give seedproof a database of its"):
         async with open_database(database_url):
             pass
@@ -135,4 +136,4 @@ def test_first_openers_in_several_processes_all_succeed(database_url):
         child.stdin.write("go\n")
         child.stdin.flush()
     results = [child.communicate(timeout=60) for child in children]
-    assert results == [("0001\n", "")] * 3
+    assert results == [(f"{NEWEST}\n", "")] * 3

@@ -91,7 +91,7 @@ def test_chats_differ_and_their_number_is_free() -> None:
 def test_the_proxy_reads_the_demos_configuration(tmp_path: Path) -> None:
     tomllib = pytest.importorskip("tomllib")
     providers = (Provider(name="honest", cheat=None, port=1), Provider(name="int4", cheat="int4", port=2))
-    run = Run(directory=tmp_path / 'a "b"', model=tmp_path, providers=providers, proxy_port=3)
+    run = Run(directory=tmp_path / 'a "b"', model=tmp_path, providers=providers, proxy_port=3, dashboard_port=4)
     config = parse_config(tomllib.loads(proxy_config(run)), {"SEEDPROOF_SEED_SECRET": "0123456789abcdef"})
     assert [upstream.name for upstream in config.upstreams] == ["honest", "int4"]
     assert config.store == run.store

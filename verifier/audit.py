@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from storage.audits import NewAudit, pack_scores
 from storage.models import Exchange
+from storage.pieces import pack_pieces
 from verifier.band import distribution
 from verifier.errors import Unsupported, VerifierError
 from verifier.lattice import THRESHOLD, Reading, seed_evidence
@@ -56,7 +57,7 @@ def audit_exchanges(
     for question in questions:
         answer = next(answers) if question.claim else question.refusal
         told = next(answers) if question.told else None
-        audits[question.exchange.id].append(_audit(question, answer, told, model.name, now))
+        audits[question.exchange.id].append(_audit(question, answer, told, model, now))
     return audits
 
 
@@ -85,13 +86,13 @@ def _of_reading(reading: Reading | VerifierError) -> _Answer | Unsupported:
 
 
 def _audit(
-    question: Question, answer: _Answer | Unsupported | None, told: _Answer | Unsupported | None, reference: str,
+    question: Question, answer: _Answer | Unsupported | None, told: _Answer | Unsupported | None, model: TrustedModel,
     now: datetime,
 ) -> NewAudit:  # fmt: skip
     exchange = question.exchange
     known: dict[str, Any] = {
         "exchange_id": exchange.id, "choice_index": question.choice_index, "created_at": now,
-        "upstream": exchange.upstream, "model": exchange.model, "reference": reference,
+        "upstream": exchange.upstream, "model": exchange.model, "reference": model.name,
         "sampler": exchange.sampler,
     }  # fmt: skip
     if isinstance(answer, Unsupported):
@@ -106,8 +107,14 @@ def _audit(
         verdict_status="verified",
         token_source=question.source,
         sampling=distribution(question.claim.params),
+        pieces=_pieces(answer.scores, model.tokenizer),
         **summary_columns(answer.scores, answer.unclear),
     )
+
+
+def _pieces(scores: TokenScores, tokenizer: ChatTokenizer) -> bytes:
+    claimed, predicted = scores.token_ids.tolist(), scores.predicted_ids.tolist()
+    return pack_pieces(tokenizer.pieces(claimed), tokenizer.pieces(predicted))
 
 
 def _told_note(answer: _Answer, told: _Answer | Unsupported | None, *, greedy: bool) -> Mapping[str, Any]:

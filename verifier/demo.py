@@ -84,6 +84,12 @@ class Run:
     model: Path
     providers: tuple[Provider, ...]
     proxy_port: int
+    dashboard_port: int
+
+    @property
+    def dashboard(self) -> str:
+        """The dashboard's address."""
+        return f"http://127.0.0.1:{self.dashboard_port}/dashboard"
 
     @property
     def database(self) -> Path:
@@ -110,12 +116,13 @@ def prepare(model: Path, now: datetime) -> Run:
     """Make a new directory for one run, choose its ports and write the proxy's configuration."""
     directory = cache_directory() / "demo" / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
     directory.mkdir(parents=True)
-    proxy_port, honest, int4 = free_ports(3)
+    proxy_port, dashboard_port, honest, int4 = free_ports(4)
     providers = (
         Provider(name="honest", cheat=None, port=honest),
         Provider(name="int4", cheat="int4", port=int4),
     )
-    run = Run(directory=directory, model=model, providers=providers, proxy_port=proxy_port)
+    ports = {"proxy_port": proxy_port, "dashboard_port": dashboard_port}
+    run = Run(directory=directory, model=model, providers=providers, **ports)
     run.config.write_text(proxy_config(run))
     return run
 
@@ -127,6 +134,9 @@ store = {json.dumps(run.store)}
 
 [seed]
 secret_env = "SEEDPROOF_SEED_SECRET"
+
+[dashboard]
+listen = "127.0.0.1:{run.dashboard_port}"
 """
     tables = [
         f"""
@@ -333,6 +343,7 @@ async def keep_serving(servers: Servers, run: Run, console: Console) -> None:
         f'\nStill serving model="{NAME}". Point any OpenAI SDK at it:\n\n'
         f'    OpenAI(base_url="{run.url}/honest/v1", api_key="none")\n'
         f'    OpenAI(base_url="{run.url}/int4/v1", api_key="none")\n\n'
+        f"Dashboard: {run.dashboard}\n"
         "Ctrl-C ends everything.",
         soft_wrap=True,
         highlight=False,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage import calibrations, streams
+from storage import calibrations, history, streams
 from storage.audits import unpack_scores
 from storage.models import Audit, Stream, TokenSource
 from storage.streams import StreamKey
@@ -39,11 +39,13 @@ async def weigh(
     if calibration_id != stream.calibration_id:
         state = await replayed(session, key, band)
         stream.calibration_id = calibration_id
-    for audit in await streams.place(session, exchange_id, stream):
+    previous, placed = stream.verdict, await streams.place(session, exchange_id, stream)
+    for audit in placed:
         state = state.after(audited_answer(audit), band)
     if stream.identified is None and identified is not None:
         stream.identified = dict(identified)
     _keep(stream, state, band, now)
+    await history.note(session, stream, placed, previous=previous, now=now)
     return stream
 
 

@@ -128,6 +128,14 @@ class ChatTokenizer:
             raise Unsupported("tokenizer_not_spellable", "the reference's tokenizer is not one of `tokenizers`")
         return Spelling(backend)
 
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """What each id spells alone: UTF-8, perhaps part of a character; nothing beyond the vocabulary."""
+        try:
+            spelling = self.spelling
+        except Unsupported:
+            return [self.decode([token], special=True).encode(errors="replace") for token in token_ids]
+        return [spelling.spell([token]) for token in token_ids]
+
     @cached_property
     def marker_ids(self) -> Mapping[str, int]:
         """Ids of the added tokens by their content."""

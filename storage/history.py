@@ -1,0 +1,133 @@
+"""A stream's past: noted with every audit that is weighed, read by pages, metrics and alerts."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage.models import Audit, Stream, VerdictStatus
+from storage.models_history import Span, StreamHistory, VerdictChange
+from storage.streams import StreamKey
+
+RATE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0)
+"""Upper bounds of the match rates that `stream_history.match_rates` counts."""
+SECONDS = {Span.TEN_SECONDS: 10, Span.MINUTE: 60, Span.HOUR: 3600, Span.DAY: 86400}
+KEPT = {Span.TEN_SECONDS: timedelta(hours=2), Span.MINUTE: timedelta(days=2)}
+"""Fine rows are dropped when they are that old; hours and days stay."""
+MOST_POINTS = 400
+"""A chart is about a thousand pixels wide."""
+_KEPT = ("detector", "unit", "mean", "low", "high", "honest", "tolerated", "tokens", "log_e")
+_COUNTS = ("audits", "unsupported", "failed", "tokens", "exact_matches", "outside_support", "ambiguous_tokens")
+
+
+async def note(
+    session: AsyncSession, stream: Stream, audits: Sequence[Audit], *, previous: str, now: datetime
+) -> None:
+    """Adds what has just been weighed to each span that holds `now`, and a row where the verdict is not `previous`.
+
+    The caller holds the stream's row (`storage.streams.locked`), which keeps two workers from adding at once.
+    """
+    for span in Span:
+        row = await _row(session, StreamKey.of(stream), span, start_of(span, now))
+        for audit in audits:
+            _count(row, audit)
+        row.verdict, row.log_e = stream.verdict, stream.log_e
+        row.total_requests, row.total_tokens = stream.requests, stream.tokens
+        row.effects = [
+            {name: effect.get(name) for name in _KEPT} for effect in stream.detail.get("effects", ())
+        ]
+    if stream.verdict != previous:
+        session.add(_change(stream, previous, now))
+
+
+def start_of(span: Span, moment: datetime) -> datetime:
+    """Where the span that holds the moment begins; days are UTC's."""
+    seconds = moment.timestamp()
+    return datetime.fromtimestamp(seconds - seconds % SECONDS[span], timezone.utc)
+
+
+def span_for(period: timedelta) -> Span:
+    """The finest span that draws a period with at most `MOST_POINTS` points; days where none does."""
+    fitting = (span for span in Span if period.total_seconds() / SECONDS[span] <= MOST_POINTS)
+    return next(fitting, Span.DAY)
+
+
+async def is_younger_than(session: AsyncSession, moment: datetime) -> bool:
+    """Whether no audit was weighed before the moment, which may be rounded down to its hour."""
+    earlier = select(StreamHistory.at).where(
+        StreamHistory.span == Span.HOUR.value, StreamHistory.at < start_of(Span.HOUR, moment)
+    )
+    return await session.scalar(earlier.limit(1)) is None
+
+
+async def of_stream(
+    session: AsyncSession, key: StreamKey, *, span: Span, since: datetime
+) -> Sequence[StreamHistory]:
+    """A stream's newest rows of a span, at most `MOST_POINTS`, the oldest first."""
+    query = select(StreamHistory).where(*_of(key), _from(span, since))
+    rows = await session.scalars(query.order_by(StreamHistory.at.desc()).limit(MOST_POINTS))
+    return rows.all()[::-1]
+
+
+async def of_all(session: AsyncSession, *, span: Span, since: datetime) -> dict[StreamKey, list[StreamHistory]]:
+    """Every stream's rows of a span, the oldest first."""
+    found: dict[StreamKey, list[StreamHistory]] = {}
+    query = select(StreamHistory).where(_from(span, since)).order_by(StreamHistory.at)
+    for row in await session.scalars(query):
+        found.setdefault(StreamKey(row.upstream, row.model, row.reference, row.sampler), []).append(row)
+    return found
+
+
+async def verdict_changes(
+    session: AsyncSession, key: StreamKey | None = None, *, limit: int = 50
+) -> Sequence[VerdictChange]:
+    """The latest changes of a stream, or of all, the newest first."""
+    query = select(VerdictChange)
+    if key is not None:
+        query = query.where(*(getattr(VerdictChange, name) == value for name, value in vars(key).items()))
+    return (await session.scalars(query.order_by(VerdictChange.id.desc()).limit(limit))).all()
+
+
+def _of(key: StreamKey) -> list[ColumnElement[bool]]:
+    return [getattr(StreamHistory, name) == value for name, value in vars(key).items()]
+
+
+def _from(span: Span, since: datetime) -> ColumnElement[bool]:
+    return (StreamHistory.span == span.value) & (StreamHistory.at >= start_of(span, since))
+
+
+async def _row(session: AsyncSession, key: StreamKey, span: Span, at: datetime) -> StreamHistory:
+    identity = (*vars(key).values(), span.value, at)
+    row = await session.get(StreamHistory, identity)
+    if row is None:
+        if span in KEPT:
+            old = (StreamHistory.span == span.value) & (StreamHistory.at < at - KEPT[span])
+            await session.execute(delete(StreamHistory).where(*_of(key), old))
+        zeros: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
+        row = StreamHistory(**vars(key), span=span.value, at=at, **zeros, match_rates=[0] * len(RATE_BOUNDS))
+        session.add(row)
+    return row
+
+
+def _count(row: StreamHistory, audit: Audit) -> None:
+    row.audits += 1
+    row.unsupported += audit.verdict_status is VerdictStatus.UNSUPPORTED
+    row.failed += audit.verdict_status is VerdictStatus.FAILED
+    if audit.verdict_status is not VerdictStatus.VERIFIED:
+        return
+    for name in ("tokens", "exact_matches", "outside_support", "ambiguous_tokens"):
+        setattr(row, name, getattr(row, name) + getattr(audit, name))
+    if audit.exact_match_rate is not None:
+        place = bisect_left(RATE_BOUNDS, audit.exact_match_rate)
+        # a new list: SQLAlchemy does not see a change inside the old one
+        row.match_rates = [count + (index == place) for index, count in enumerate(row.match_rates)]
+
+
+def _change(stream: Stream, previous: str, now: datetime) -> VerdictChange:
+    return VerdictChange(
+        at=now, **vars(StreamKey.of(stream)), previous=previous, verdict=stream.verdict,
+        reasons=list(stream.reasons), log_e=stream.log_e, requests=stream.requests, tokens=stream.tokens,
+    )  # fmt: skip
