@@ -1,6 +1,6 @@
 """The cheapest proxy that aiohttp makes: bytes in, bytes out, nothing read, nothing recorded. The yardstick.
 
-    usage: python -m bench.gateway.bare --port PORT --to URL
+    usage: python -m bench.gateway.bare --port PORT --to NAME=URL …
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from aiohttp import web
 from yarl import URL
 
 
-def app_to(base: str) -> web.Application:
-    """An application that passes every POST on to `base`."""
+def app_to(bases: dict[str, str]) -> web.Application:
+    """An application that passes every POST to /NAME/… on to the base URL of that name."""
     app = web.Application(client_max_size=32 << 20)
     session: list[aiohttp.ClientSession] = []
 
@@ -26,7 +26,7 @@ def app_to(base: str) -> web.Application:
         await session[0].close()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        url = URL(base + request.raw_path, encoded=True)
+        url = URL(bases[request.match_info["name"]] + "/" + request.match_info["path"], encoded=True)
         body = await request.read()
         headers = {"Content-Type": request.headers.get("Content-Type", ""), "Accept-Encoding": "identity"}
         async with session[0].post(url, data=body, headers=headers) as answer:
@@ -41,16 +41,16 @@ def app_to(base: str) -> web.Application:
             return response
 
     app.cleanup_ctx.append(sessions)
-    app.router.add_post("/{path:.*}", handle)
+    app.router.add_post("/{name}/{path:.*}", handle)
     return app
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--to", required=True)
+    parser.add_argument("--to", action="append", required=True)
     args = parser.parse_args()
-    app = app_to(args.to)
+    app = app_to(dict(pair.split("=", 1) for pair in args.to))
     web.run_app(app, host="127.0.0.1", port=args.port, access_log=None, handler_cancellation=True, print=None)
 
 

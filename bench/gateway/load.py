@@ -23,11 +23,11 @@ class Seen:
     errors: int = 0
 
 
-def request_bytes(url: str, *, stream: bool, headers: list[str]) -> bytes:
+def request_bytes(url: str, *, model: str, stream: bool, headers: list[str]) -> bytes:
     """A chat request of about 1 KB."""
     parts = urlsplit(url)
     body = json.dumps({
-        "model": "m", "messages": [{"role": "user", "content": "word " * 160}], "max_tokens": 64, "stream": stream,
+        "model": model, "messages": [{"role": "user", "content": "word " * 160}], "max_tokens": 64, "stream": stream,
     }).encode()
     lines = [
         f"POST {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json",
@@ -96,11 +96,13 @@ class Client(asyncio.Protocol):
             self._next()
 
 
-async def run(url: str, *, concurrency: int, seconds: float, requests: int, headers: list[str], stream: bool) -> Seen:
+async def run(
+    url: str, *, concurrency: int, seconds: float, requests: int, headers: list[str], model: str, stream: bool
+) -> Seen:
     """Load `url` for `seconds`, or with `requests` in all."""
     parts = urlsplit(url)
     loop, seen, stop, left = asyncio.get_running_loop(), Seen(), asyncio.Event(), [requests or 10**12]
-    request = request_bytes(url, stream=stream, headers=headers)
+    request = request_bytes(url, model=model, stream=stream, headers=headers)
     clients = []
     for _ in range(concurrency):
         _, client = await loop.create_connection(
@@ -126,12 +128,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--header", action="append", default=[])
+    parser.add_argument("--model", default="m")
     parser.add_argument("--stream", action="store_true")
     args = parser.parse_args()
     started = time.perf_counter()
     seen = asyncio.run(run(
         args.url, concurrency=args.concurrency, seconds=args.seconds, requests=args.requests, headers=args.header,
-        stream=args.stream,
+        model=args.model, stream=args.stream,
     ))
     print(json.dumps({
         "requests": len(seen.totals), "errors": seen.errors, "reads": seen.reads,

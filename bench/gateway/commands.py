@@ -1,0 +1,90 @@
+"""How each gateway is started for `bench.proxy`, on which port and under which path it reaches which provider."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHUNKS = 64
+PORTS = {"json": 18751, "stream": 18752, "paced": 18753}
+_KINDS = tuple(PORTS)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """`share` of the requests is what a slow gateway gets, so that a run ends."""
+
+    name: str
+    command: list[str]
+    port: int
+    probe: str
+    environment: dict[str, str] = field(default_factory=dict)
+    headers: list[str] = field(default_factory=list)
+    share: float = 1.0
+    prefixed: bool = True
+
+    def path(self, kind: str) -> str:
+        """What the gateway's address ends with for one kind of provider."""
+        return f"/{kind}/v1" if self.prefixed else "/v1"
+
+    def model(self, kind: str) -> str:
+        """The model's name in the request."""
+        return "m" if self.prefixed else kind
+
+
+def gateways(scratch: Path, litellm: Path) -> dict[str, Gateway]:
+    """All of them; LiteLLM only where its environment is."""
+    known = {
+        "bare_proxy": Gateway(
+            "bare_proxy", [sys.executable, "-m", "bench.gateway.bare", "--port", "18760", *(
+                f"--to={kind}=http://127.0.0.1:{port}" for kind, port in PORTS.items()
+            )], 18760, "/nothing",
+        ),
+        "seedproof": Gateway(
+            "seedproof", [sys.executable, "-m", "seedproof", "serve", "--config", str(_seedproof(scratch))], 18761,
+            "/healthz", environment={"BENCH_SEED": "a seed secret for benchmarks"},
+        ),
+    }
+    program = litellm / "bin/litellm"
+    if program.exists():
+        known["litellm"] = Gateway(
+            "litellm", [
+                str(program), "--config", str(_litellm(scratch)), "--host", "127.0.0.1", "--port", "18762",
+                "--num_workers", "1",
+            ], 18762, "/health/liveliness", share=0.05, prefixed=False, headers=["Authorization: Bearer sk-test"],
+            environment={
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "NO_DOCS": "True",
+                "DISABLE_ADMIN_UI": "True", "LITELLM_LOG": "ERROR",
+            },
+        )
+    return known
+
+
+def _seedproof(scratch: Path) -> Path:
+    """Everything on: every exchange is recorded in SQLite, forced, and given a job."""
+    lines = [
+        'listen = "127.0.0.1:18761"', f'store = "sqlite:///{scratch}/audit.db"', "[seed]", 'secret_env = "BENCH_SEED"',
+    ]
+    for kind, port in PORTS.items():
+        lines += [
+            "[[upstreams]]", f'name = "{kind}"', f'base_url = "http://127.0.0.1:{port}/v1"', 'kind = "vllm"',
+            "prefix_only = true", "audit_rate = 1.0", "[upstreams.sampling]", "temperature = 1.0", "top_p = 1.0",
+            "[upstreams.models.m]", 'reference = "demo"', 'sampler = "vllm@0.26.0/v2"',
+        ]
+    path = scratch / "seedproof.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _litellm(scratch: Path) -> Path:
+    """One model name for each kind of provider, since LiteLLM chooses by model."""
+    models = "\n".join(
+        f"  - model_name: {kind}\n    litellm_params: {{model: openai/m, api_base: http://127.0.0.1:{port}/v1, "
+        "api_key: none}" for kind, port in PORTS.items()
+    )
+    path = scratch / "litellm.yaml"
+    path.write_text(
+        f"model_list:\n{models}\ngeneral_settings: {{master_key: sk-test}}\nlitellm_settings: {{telemetry: false}}\n"
+    )
+    return path
