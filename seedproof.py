@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from proxy.commands import key_command
 from proxy.dashboard_commands import dashboard_group
 from proxy.errors import ConfigError, ProxyError
 from storage.commands import db
@@ -29,16 +30,19 @@ def cli() -> None:
 @click.option("--config", "path", type=click.Path(dir_okay=False), required=True, help="The TOML file.")
 @click.option("--with-worker", is_flag=True, help="Audit in this process too (one machine).")
 @click.option("--reference", "references", multiple=True, metavar="NAME=DIR", help="For --with-worker.")
-def serve_command(path: str, with_worker: bool, references: tuple[str, ...]) -> None:
-    """Run the auditing proxy until SIGINT or SIGTERM."""
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Proxies at one address.")
+def serve_command(path: str, with_worker: bool, references: tuple[str, ...], processes: int) -> None:
+    """Run the auditing proxy until SIGINT or SIGTERM; SIGHUP reads the configuration again."""
     from pathlib import Path
 
     from proxy.commands import run_serve
     from proxy.config import load_config
 
     if not with_worker:
-        run_serve(Path(path))
+        run_serve(Path(path), processes=processes)
         return
+    if processes > 1:
+        raise ConfigError("--with-worker is for one process; run seedproof worker beside several")
     from verifier.commands import run_worker
 
     store, directories = load_config(Path(path)).store, named_directories(references)
@@ -78,6 +82,7 @@ cli.add_command(report_command)
 cli.add_command(evaluate_command)
 cli.add_command(model_group)
 cli.add_command(demo_command)
+cli.add_command(key_command)
 cli.add_command(db)
 cli.add_command(dashboard_group)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
@@ -76,6 +77,18 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
     return app
 
 
+def reload(app: web.Application, running: ProxyConfig, new: ProxyConfig) -> ProxyConfig:
+    """Put `new` into force for the requests to come, except for what only a restart can change; returns what now
+    holds."""
+    fixed = {name: getattr(running, name) for name in ("host", "port", "store")}
+    changed = [name for name, value in fixed.items() if getattr(new, name) != value]
+    if changed:
+        logger.warning("a restart is needed to change %s; the rest is in force", ", ".join(changed))
+    in_force = replace(new, **fixed)
+    app[SURFACE].reload(in_force)
+    return in_force
+
+
 def require_c_parser() -> None:
     """aiohttp's Python parser has had holes that its C parser never had: the proxy does not run on it.
 
@@ -90,9 +103,12 @@ def require_c_parser() -> None:
 
 
 @asynccontextmanager
-async def listening(config: ProxyConfig) -> AsyncIterator[str]:
+async def listening(
+    config: ProxyConfig, app: web.Application | None = None, *, share_port: bool = False
+) -> AsyncIterator[str]:
     """The running proxy with its dashboard, where one is configured; yields the proxy's address, as `serving` does."""
-    async with serving(make_app(config), config) as address, AsyncExitStack() as beside:
+    running = serving(app or make_app(config), config, share_port=share_port)
+    async with running as address, AsyncExitStack() as beside:
         if config.dashboard is not None:
             from proxy.dashboard import dashboard_listening
 
@@ -101,8 +117,11 @@ async def listening(config: ProxyConfig) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def serving(app: web.Application, config: ProxyConfig) -> AsyncIterator[str]:
+async def serving(
+    app: web.Application, config: ProxyConfig, *, share_port: bool = False
+) -> AsyncIterator[str]:
     """The app at its address; yields `http://host:port`, with the real port where port 0 was asked for.
+    With `share_port` other processes may listen there too, and the kernel deals out the connections.
 
     Raises:
         ListenError: the address is in use or not ours.
@@ -118,7 +137,7 @@ async def serving(app: web.Application, config: ProxyConfig) -> AsyncIterator[st
     )
     try:
         await runner.setup()
-        await bind(runner, config.host, config.port, "listen")
+        await bind(runner, config.host, config.port, "listen", share_port=share_port)
         port = runner.addresses[0][1]
         host = f"[{config.host}]" if ":" in config.host else config.host
         yield f"http://{host}:{port}"

@@ -5,6 +5,7 @@ import pytest
 
 from proxy.config import Limits, load_config, parse_config
 from proxy.errors import ConfigError
+from proxy.upstreams import Mode
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ENVIRONMENT = {
@@ -77,6 +78,18 @@ def test_model_sampling_fills_up_from_the_upstream():
     (("upstreams", 0, "sampling"), {"top_p": 0}, "top_p must be above 0"),
     (("upstreams", 0, "sampling"), {"top_k": 1.5}, "top_k must be an integer"),
     (("upstreams", 0, "models", "m"), {"sampler": "greedy"}, "lacks 'reference'"),
+    (("upstreams", 0, "models", "m"), 1, "must be a table"),
+    (("upstreams", 0, "policy"), "bond", "did you mean 'bound'?"),
+    (("upstreams", 0, "unverifiable"), "drop", "known: forward, refuse"),
+    (("upstreams", 0, "bounds"), {"temperature": [0, 1]}, "count under policy = \"bound\" only"),
+    (("upstreams", 0, "providers"), ["a"], "is for routers"),
+    (("upstreams", 0, "sampling"), {"min_p": 2}, "min_p must be from 0 to 1"),
+    (("clients",), [{"name": "a", "key_sha256": "x"}], "64 hexadecimal digits"),
+    (("clients",), [{"name": "a b", "key_sha256": "0" * 64}], "stands in its key"),
+    (("clients",), [{"name": "a", "key_sha256": "0" * 64}] * 2, "two clients are named 'a'"),
+    (("clients",), [{"name": "a", "key_sha256": "0" * 64, "upstreams": ["u"]}], "no upstream is named 'u'"),
+    (("clients",), [{"name": "a", "key_sha256": "0" * 64, "expires": "2027"}], "must be a date"),
+    (("clients",), [{"name": "a", "key_sha256": "0" * 64, "models": []}], "must be a list of names"),
 ])
 def test_wrong_configuration_says_what_to_do(path, value, words):
     with pytest.raises(ConfigError) as error:
@@ -130,3 +143,23 @@ def test_shipped_configurations_load(tmp_path):
     config = load_config(tmp_path / "p.toml", ENVIRONMENT)
     assert config.limits == Limits()
     assert config.upstreams[0].models["Qwen/Qwen3-8B"].sampling.top_k == 20
+
+
+@pytest.mark.parametrize("bounds", [[1], [2, 1], [0, 3], ["a", 1], 1, [True, 1]])
+def test_wrong_bounds(bounds):
+    document = changed(("upstreams", 0, "policy"), "bound")
+    document["upstreams"][0]["bounds"] = {"temperature": bounds}
+    with pytest.raises(ConfigError, match=r"temperature must be \[least, most\] within \[0, 2\]"):
+        parse_config(document, ENVIRONMENT)
+
+
+def test_policy_is_the_models_or_else_the_upstreams():
+    document = changed(("upstreams", 0, "policy"), "bound")
+    up = document["upstreams"][0]
+    up |= {"unverifiable": "refuse", "bounds": {"temperature": [0.1, 1]}}
+    up["models"]["n"] = {"reference": "r", "sampler": "greedy", "policy": "seed-only", "unverifiable": "forward"}
+    models = parse_config(document, ENVIRONMENT).upstreams[0].models
+    assert (models["m"].policy.mode, models["m"].policy.refuse) == (Mode.BOUND, True)
+    assert models["m"].policy.bounds["temperature"] == (0.1, 1)
+    assert models["m"].policy.bounds["min_p"] == (0, 1)
+    assert (models["n"].policy.mode, models["n"].policy.refuse) == (Mode.SEED_ONLY, False)

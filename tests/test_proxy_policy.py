@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import policy
-from proxy.protocol import CHAT, GenerationRequest
-from proxy.upstreams import ForcedSampling, Model, Upstream
+from proxy.config_upstreams import BOUNDS
+from proxy.protocol import CHAT, TEXT, GenerationRequest
+from proxy.upstreams import ForcedSampling, Mode, Model, Policy, Upstream
 
 SECRET = b"a secret for tests"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -104,3 +105,88 @@ def test_what_is_sent_does_not_tell_whether_it_is_audited():
     never = dataclasses.replace(VLLM, audit_rate=0.0)
     assert decide().changes == decide(upstream=never).changes
     assert decide(upstream=never).unaudited_reason == "not_selected"
+
+
+def with_mode(mode, sampling=None, **policy_fields):
+    chosen = MODEL.sampling if sampling is None else sampling
+    return dataclasses.replace(MODEL, policy=Policy(mode=mode, **policy_fields), sampling=chosen)
+
+
+def bounded(**bounds):
+    return with_mode(Mode.BOUND, bounds={**BOUNDS, **bounds})
+
+
+@pytest.mark.parametrize(("body", "sent"), [
+    ({"temperature": 1.9}, 1.2), ({"temperature": 0}, 0.2), ({"temperature": 0.7}, None), ({}, 0.5),
+])
+def test_bound_moves_values_to_the_nearest_edge_and_fills_gaps(body, sent):
+    assert decide(body, model=bounded(temperature=(0.2, 1.2))).changes.get("temperature") == sent
+
+
+@pytest.mark.parametrize(("top_k", "sent"), [(-1, 50), (0, 50), (60, 50), (5, 10), (20, None)])
+def test_bound_knows_that_top_k_off_is_the_largest(top_k, sent):
+    assert decide({"top_k": top_k}, model=bounded(top_k=(10, 50))).changes.get("top_k") == sent
+    assert "top_k" not in decide({"top_k": top_k}, model=bounded()).changes
+
+
+def test_seed_only_changes_the_seed_and_asks_for_ids():
+    asked = {"temperature": 0.3, "top_p": 0.8, "top_k": 4, "min_p": 0.0, "repetition_penalty": 1.0}
+    decision = decide(asked, model=with_mode(Mode.SEED_ONLY))
+    assert set(decision.changes) == {"seed", "return_token_ids"}
+    assert (decision.audit, decision.forced["temperature"]) == (True, 0.3)
+
+
+def test_seed_only_audits_only_what_is_known_of_the_sampling():
+    named = ForcedSampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, repetition_penalty=1.0)
+    assert decide(model=with_mode(Mode.SEED_ONLY)).unaudited_reason == "sampling_unknown"
+    decision = decide({"top_p": None}, model=with_mode(Mode.SEED_ONLY, named))
+    assert decision.audit
+    assert (decision.forced["temperature"], decision.forced["top_p"], decision.forced["top_k"]) == (0.6, 0.95, 20)
+    assert "temperature" not in decision.changes
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    ({}, "no_seed"), ({"seed": 3}, None), ({"temperature": 0}, None), ({"seed": 3, "tool_choice": "required"},
+     "forced_tool_choice"),
+])
+def test_observe_touches_nothing(body, reason):
+    named = ForcedSampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, repetition_penalty=1.0)
+    decision = decide(body, model=with_mode(Mode.OBSERVE, named))
+    assert (decision.changes, decision.overridden, decision.unaudited_reason) == ({}, {}, reason)
+    assert decision.header() == ""
+
+
+def test_router_is_told_its_provider_and_to_ignore_nothing():
+    router = dataclasses.replace(VLLM, kind="openrouter")
+    model = with_mode(Mode.FORCE, providers=("deepinfra",), quantizations=("bf16",))
+    decision = decide({"provider": {"order": ["x"], "data_collection": "deny"}}, upstream=router, model=model)
+    assert decision.changes["provider"] == {
+        "data_collection": "deny", "allow_fallbacks": False, "require_parameters": True, "only": ["deepinfra"],
+        "quantizations": ["bf16"],
+    }
+    assert "deepinfra" not in decision.header()
+    assert "provider" not in decide(upstream=router, model=with_mode(Mode.OBSERVE)).changes
+
+
+def text(body):
+    request = GenerationRequest(TEXT, {"model": "m", "prompt": "x", **body}, "m", False, 1)
+    return policy.decide(request, VLLM, MODEL, exchange_id="id", secret=SECRET)
+
+
+@pytest.mark.parametrize(("body", "reason"), [
+    ({}, None), ({"prompt": [1, 2]}, None), ({"prompt": ["x"]}, None), ({"prompt": [[1, 2]]}, None),
+    ({"prompt": ["x", "y"]}, "several_prompts"), ({"prompt": None}, "no_prompt"), ({"echo": True}, "echoed_prompt"),
+    ({"best_of": 2}, "best_of"), ({"n": 2, "best_of": 2}, None), ({"suffix": "z"}, "suffix"),
+    ({"prompt_embeds": "AA"}, "multimodal_content"),
+])
+def test_text_completions_that_no_contract_replays(body, reason):
+    assert text(body).unaudited_reason == reason
+
+
+def test_what_cannot_be_verified_is_known_even_where_it_is_not_selected():
+    never = dataclasses.replace(VLLM, audit_rate=0.0)
+    decision = decide({"tool_choice": "required"}, upstream=never)
+    assert decision.unverifiable == decision.unaudited_reason == "forced_tool_choice"
+    assert policy.refused(decision, Policy(refuse=True)).code == "unverifiable_request"
+    assert policy.refused(decision, Policy()) is None
+    assert policy.refused(decide(upstream=never), Policy(refuse=True)) is None

@@ -18,13 +18,15 @@ SECRET = "a seed secret for tests, quite long"
 
 @dataclass
 class Reply:
-    """What to answer. `then`: "end" it, "abort" the connection, or "hold" it until the other side leaves."""
+    """What to answer. `then`: "end" it, "abort" the connection, or "hold" it until the other side leaves ("silent":
+    before its headers). With a `gate` only the first chunk goes out until that is set."""
 
     chunks: Sequence[bytes]
     status: int = 200
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     then: str = "end"
+    gate: asyncio.Event | None = None
 
 
 @dataclass
@@ -60,23 +62,34 @@ class ScriptedUpstream:
         if reply.then == "abort" and not reply.chunks:
             request.transport.abort()
             return web.Response()
+        if reply.then == "silent":
+            await self._until_left()
         response = web.StreamResponse(
             status=reply.status, headers={"Content-Type": reply.content_type, **reply.headers}
         )
         await response.prepare(request)
-        for chunk in reply.chunks:
-            await response.write(chunk)
+        for number, chunk in enumerate(reply.chunks):
+            if number == 1 and reply.gate is not None:
+                await reply.gate.wait()
+            try:
+                await response.write(chunk)
+            except (ConnectionError, asyncio.CancelledError):
+                self.left.set()
+                raise
             # so that each chunk is one read of the proxy, as far as a loopback can promise it
             await asyncio.sleep(0)
         if reply.then == "abort":
             request.transport.close()
         elif reply.then == "hold":
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                self.left.set()
-                raise
+            await self._until_left()
         return response
+
+    async def _until_left(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
 
 
 @asynccontextmanager

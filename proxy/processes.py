@@ -1,0 +1,114 @@
+"""Several proxies at one address: SO_REUSEPORT lets the kernel deal out the connections, one process a core.
+
+The parent serves nothing. It passes signals on, starts a process anew that died, and gives up where one dies as soon
+as it is started: that is a mistake of the configuration or the machine, which repetition does not mend.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+
+from proxy.config import ProxyConfig
+from proxy.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+TOO_SOON_SECONDS = 5.0
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def supervise(path: Path, config: ProxyConfig, count: int) -> int:
+    """Run `count` proxies until SIGINT or SIGTERM; returns the exit code.
+
+    Raises:
+        ConfigError: the port is 0, of which each process would get another one.
+    """
+    if config.port == 0:
+        raise ConfigError("several processes need a fixed port: change 'listen'")
+    family = _Family(path, count)
+    handlers = {number: signal.signal(number, family.passed_on) for number in _PASSED_ON}
+    try:
+        return family.run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Family:
+    """The processes and how long each has lived."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        self._born: dict[SpawnProcess, float] = {}
+        self._numbers: dict[SpawnProcess, int] = {}
+        self._ending = False
+        self._code = 0
+        for number in range(count):
+            self._start(number)
+
+    def passed_on(self, number: int, _: FrameType | None) -> None:
+        """A signal to the parent is one to all; SIGINT becomes SIGTERM, since terminals send it to all anyway."""
+        if number != signal.SIGHUP:
+            self._ending = True
+        self._tell(signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
+
+    def run(self) -> int:
+        """Until all have ended."""
+        while self._born:
+            wait([process.sentinel for process in self._born], timeout=1.0)
+            for process in [process for process in self._born if not process.is_alive()]:
+                self._died(process)
+        return self._code
+
+    def _start(self, number: int) -> None:
+        process = _SPAWN.Process(target=serve_one, args=(self._path, number), name="seedproof-proxy")
+        process.start()
+        self._born[process], self._numbers[process] = time.monotonic(), number
+
+    def _died(self, process: SpawnProcess) -> None:
+        lived, number = time.monotonic() - self._born.pop(process), self._numbers.pop(process)
+        if self._ending:
+            return
+        logger.error("process %s ended with code %s after %.0f s", process.pid, process.exitcode, lived)
+        if lived < TOO_SOON_SECONDS:
+            self._ending, self._code = True, process.exitcode or 1
+            self._tell(signal.SIGTERM)
+        else:
+            self._start(number)
+
+    def _tell(self, number: int) -> None:
+        for process in self._born:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+
+def serve_one(path: Path, number: int) -> None:
+    """One of several processes, in its own interpreter; only number 0 has the dashboard."""
+    import click
+
+    from proxy.commands import run, serve, set_up_logging
+    from proxy.config import load_config
+    from proxy.errors import ProxyError
+    from storage.errors import StorageError
+
+    set_up_logging()
+    try:
+        config = load_config(path)
+        if number:
+            config = replace(config, dashboard=None)
+        run(serve(config, load=lambda: load_config(path), share_port=True))
+    except (ProxyError, StorageError) as error:
+        click.echo(f"seedproof: {error}", err=True)
+        raise SystemExit(1) from error
