@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
-import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.run import save_result
+from bench.run import save_case
 from verifier.band import HIGHEST_BOUND, IS_RATE, Band
 from verifier.calibration import fit
 from verifier.detectors import DETECTORS, NAMES, SURPRISE, Floats, Scores, SequenceScores, statistics
@@ -182,7 +182,7 @@ def shares(null: str, streams: int, tokens: int, alpha: float, pool: Executor) -
     totals = {key: sum(count[key] for count in counts) for key in counts[0]}
     interval = stats.binomtest(totals["ever_deviates"], streams).proportion_ci(0.95)
     return {
-        "null": null, "streams": streams, "tokens": tokens, "alpha": alpha,
+        "streams": streams, "tokens": tokens, "alpha": alpha,
         **{key: total / streams for key, total in totals.items()},
         "interval_95": [float(interval.low), float(interval.high)],
     }  # fmt: skip
@@ -192,7 +192,7 @@ def delays(fault: Fault, good: int, alpha: float, pool: Executor) -> dict[str, A
     """Median and 90 % quantile of tokens to `deviates` and to a drift alarm, over REPEATS changes."""
     found = list(pool.map(delay, range(REPEATS), [fault] * REPEATS, [good] * REPEATS, [alpha] * REPEATS))
     ours, drift = (np.quantile(column, (0.5, 0.9), method="lower").tolist() for column in zip(*found, strict=True))
-    return {"fault": fault.name, "honest_tokens_before": good * LENGTH, "deviates": ours, "drift_alarm": drift}
+    return {"fault": fault.name, "deviates": ours, "drift_alarm": drift}
 
 
 def main() -> None:
@@ -203,17 +203,18 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--alpha", type=float, default=1e-3)
     given = parser.parse_args()
-    began = time.perf_counter()
-    nulls, changes = [], []
     with ProcessPoolExecutor(given.processes) as pool:
         for null in NULLS:
-            nulls.append(shares(null, given.streams, given.tokens, given.alpha, pool))
-            print(nulls[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
+            report({"case": f"honest streams: {null}", **shares(null, given.streams, given.tokens, given.alpha, pool)})
         for good in (0, 50):
-            for fault in FAULTS:
-                changes.append(delays(fault, good, given.alpha, pool))
-                print(changes[-1], flush=True)
-    save_result("evidence", {"honest_streams": nulls, "changes": changes, "repeats": REPEATS})
+            changes = [delays(fault, good, given.alpha, pool) for fault in FAULTS]
+            report({"case": f"changes after {good * LENGTH} honest tokens", "repeats": REPEATS, "changes": changes})
+
+
+def report(case: dict[str, Any]) -> None:
+    """Print and save one case."""
+    print(json.dumps(case, indent=1), flush=True)
+    save_case("evidence", case)
 
 
 if __name__ == "__main__":

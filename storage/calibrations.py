@@ -1,4 +1,4 @@
-"""Honest bands, as `seedproof calibrate` stores them; the newest of a reference and sampler counts."""
+"""Honest bands, as `seedproof calibrate` stores them; of a reference and sampler, for one upstream or for all."""
 
 from datetime import datetime
 from typing import Any
@@ -22,7 +22,19 @@ async def add(
     return row.id
 
 
-async def newest(session: AsyncSession, *, reference: str, sampler: str) -> Calibration | None:
-    """The calibration that streams of a reference and sampler are judged by; None for none."""
+async def fitting(
+    session: AsyncSession, *, reference: str, sampler: str, upstream: str, token_source: str
+) -> Calibration | None:
+    """The calibration that a stream is judged by; None for none.
+
+    Of those of its reference and sampler, the newest of its own upstream and token source; failing that, of its
+    upstream; failing that, of its token source; failing that, the newest. Another upstream's never counts.
+    """
     query = select(Calibration).where(Calibration.reference == reference, Calibration.sampler == sampler)
-    return (await session.scalars(query.order_by(Calibration.id.desc()).limit(1))).first()
+    rows = [(row, row.band.get("scope", {}).get("upstream")) for row in await session.scalars(query)]
+    ranked = [
+        ((own is not None, row.token_source == token_source, row.id), row)
+        for row, own in rows
+        if own in (None, upstream)
+    ]
+    return max(ranked, key=lambda pair: pair[0])[1] if ranked else None

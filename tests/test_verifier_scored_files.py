@@ -48,6 +48,14 @@ def test_evaluate_keeps_scores_and_takes_them_in_the_recordings_place(demo_direc
     assert "too few to fit a band" in capsys.readouterr().err
 
 
+def test_answers_are_scored_from_their_text_alone_where_ids_are_hidden(demo_directory, tmp_path):
+    options = ("--model", demo_directory, "--sampler", "vllm@0.26.0/v2", "--limit", "2", "--hide-ids")
+    assert run("calibrate", golden("v2_plain"), *options, "--keep-scores", tmp_path) == 2
+    read = ScoredFile.load(tmp_path / "v2_plain.npz")
+    assert read.token_source == "retokenized"
+    assert np.concatenate([one.scores.exact_match for one in read.answers]).mean() > 0.95
+
+
 def test_evaluating_kept_scores_gives_the_result_that_the_readme_promises(tmp_path, capsys):
     good = kept(tmp_path / "good.npz", honest(3, 40))
     bad = kept(tmp_path / "bad.npz", faulty(4, 20, "4-bit weights"), 1000)
@@ -78,7 +86,7 @@ def test_calibrate_takes_kept_scores_and_writes_the_band(tmp_path):
     ("arguments", "says"),
     [
         (("evaluate", "--honest", "{recorded}", "--suspect", "{recorded}"), "give --model and --sampler"),
-        (("evaluate", "--honest", "{a}", "{b}", "--suspect", "{a}"), "honest files of several samplers"),
+        (("evaluate", "--honest", "{a}", "{b}", "--suspect", "{a}"), "honest files of more than one sampler"),
         (("calibrate", "{a}", "--store", "sqlite:///x.db"), "name the reference"),
         (("calibrate", "{broken}"), "holds no kept scores"),
     ],

@@ -16,7 +16,7 @@ from verifier.band import SHIPPED
 from verifier.detectors import SequenceScores
 from verifier.report import as_json, as_markdown
 from verifier.stream_state import StreamState
-from verifier.streams import replayed, reports, weigh
+from verifier.streams import band_of, replayed, reports, weigh
 
 KEY = StreamKey("honest", "smollm2", "smollm2-bf16", "vllm@0.26.0/v2")
 
@@ -103,6 +103,34 @@ async def test_a_new_calibration_weighs_the_stored_audits_again(database):
     async with database.reading() as session:
         assert await replayed(session, KEY, band) == StreamState.from_dict(stream.state)
     assert stream.verdict == "deviates"
+
+
+async def test_a_stream_is_judged_by_the_calibration_that_fits_it_best(database):
+    band = fitted().to_dict()
+    general, texts, own, others, newer = ("general", "texts", "own", "others", "newer")
+    made = {
+        general: ("given", {}), texts: ("retokenized", {}), own: ("given", {"upstream": KEY.upstream}),
+        others: ("given", {"upstream": "another"}), newer: ("given", {}),
+    }  # fmt: skip
+    numbers = {}
+
+    async def chosen(*, retokenized: bool = False) -> str:
+        async with database.reading() as session:
+            _, number = await band_of(session, KEY, retokenized=retokenized)
+        return next((name for name, known in numbers.items() if known == number), "shipped")
+
+    assert await chosen() == "shipped"
+    expected = [(general, general), (general, texts), (own, own), (own, own), (own, own)]
+    for (name, (source, scope)), (given, retokenized) in zip(made.items(), expected, strict=True):
+        async with database.writing() as session:
+            numbers[name] = await calibrations.add(
+                session, reference=KEY.reference, sampler=KEY.sampler, token_source=source, hardware="", now=NOON,
+                band={**band, "scope": scope},
+            )  # fmt: skip
+        assert (await chosen(), await chosen(retokenized=True)) == (given, retokenized)
+    async with database.reading() as session:
+        elsewhere = StreamKey("third", *list(vars(KEY).values())[1:])
+        assert (await band_of(session, elsewhere, retokenized=False))[1] == numbers[newer]
 
 
 async def test_reports_are_of_all_audits_or_of_those_made_since(database):

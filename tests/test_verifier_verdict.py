@@ -154,7 +154,10 @@ def test_assumptions_are_told():
     told = " ".join(judge(replay(honest(9, 1), SHIPPED), SHIPPED, identified=True, retokenized=True).assumptions)
     assert "uncalibrated" in told
     assert "found from the text" in told
+    assert "calibrated on given ones" not in told
     band = flat_band(scope={"reference": "demo", "hardware": "H100"})
+    told = " ".join(judge(replay(honest(9, 1), band), band, identified=True, retokenized=True).assumptions)
+    assert "found from the text, not given by the provider; the band was calibrated on given ones" in told
     evidence = replay(honest(9, 1), band, detectors=band.applicable({"temperature": 0.7}))
     told = " ".join(judge(evidence, band, identified=True).assumptions)
     assert "reference demo, hardware H100" in told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from verifier.commands import (
-    device_option,
-    dtype_option,
-    files_argument,
-    json_option,
-    limit_option,
-    token_progress,
-    write_json,
-)
+from verifier.commands import files_argument, json_option, write_json
+from verifier.scoring_options import common_scope, scored_files, scoring_options
 
 if TYPE_CHECKING:
     from verifier.band import Band
@@ -32,19 +25,6 @@ SEED = 20
 """Of the batches that AUCs are drawn from: an evaluation gives the same numbers again."""
 
 store_option = click.option("--store", envvar="SEEDPROOF_STORE", help="Database URL; or set SEEDPROOF_STORE.")
-scoring_option_list = (
-    click.option("--model", help="Directory of the trusted model, or `demo`; kept scores need none."),
-    click.option("--sampler", help="Contract id, e.g. vllm@0.26.0/v2 or greedy; kept scores name their own."),
-    click.option("--temperature", type=float, help="Instead of the files' own."),
-    click.option("--top-k", type=int, help="Instead of the files' own; 0 or -1 is off."),
-    click.option("--top-p", type=float, help="Instead of the files' own; 1 is off."),
-    click.option("--seed", type=int, help="Instead of the files' own."),
-    click.option(
-        "--keep-scores", "keep", type=click.Path(file_okay=False, path_type=Path),
-        help="Keep the scores of FILE.jsonl there as FILE.npz, which may stand in its place the next time.",
-    ),
-)  # fmt: skip
-
 
 
 class ManyFiles(click.Command):
@@ -64,47 +44,38 @@ class ManyFiles(click.Command):
         return super().parse_args(ctx, spread)
 
 
-def scoring_options(command: Callable[..., None]) -> Callable[..., None]:
-    """With the options that say how recorded answers are scored."""
-    for option in reversed(scoring_option_list):
-        command = option(command)
-    return command
-
-
 @click.command("calibrate")
 @files_argument
 @scoring_options
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the band here, as JSON.")
 @store_option
 @click.option("--reference", help="Name of the reference in the proxy's configuration; --model unless told.")
+@click.option("--upstream", help="The band is for this upstream's streams alone, as they run on other hardware.")
 @click.option("--hardware", default="", help="The provider's and the verifier's, for the record, e.g. 'H100 / CPU'.")
-@dtype_option
-@device_option
-@limit_option
 def calibrate_command(
-    files: Sequence[Path], model: str | None, sampler: str | None, keep: Path | None, out: Path | None,
-    store: str | None, reference: str | None, hardware: str, dtype: str, device: str, limit: int | None,
-    **overrides: Any,
+    files: Sequence[Path], out: Path | None, store: str | None, reference: str | None, upstream: str | None,
+    hardware: str, **scoring: Any,
 ) -> None:  # fmt: skip
     """Learn what honest scores look like from recorded outputs of a run that you trust.
 
     Half of the answers make the band, the other half measures how often it would accuse them. With --store the band
-    judges all streams of that reference and sampler from then on; their stored audits are weighed again.
+    judges all streams of that reference and sampler from then on (those whose ids are found from the text, if it was
+    made with --hide-ids); their stored audits are weighed again.
     """
     from verifier.calibration import calibrate
 
-    name = reference or model
+    name = reference or scoring["model"]
     if store is not None and name is None:
         raise click.UsageError("name the reference that the band is for with --reference")
-    found = scored([f"{file}" for file in files], model, sampler, overrides, dtype, device, limit, keep)
+    found = scored_files([f"{file}" for file in files], **scoring)
     every = [answer for file in found.values() for answer in file.answers]
-    scope = {"sampler": common_sampler(found.values()), "token_source": "given"}
-    scope |= {key: value for key, value in (("reference", name), ("hardware", hardware)) if value}
+    told = {"reference": name, "upstream": upstream, "hardware": hardware}
+    scope = {**common_scope(found.values()), **{key: value for key, value in told.items() if value}}
     band = calibrate([answer.scores for answer in every], sampling=_common_sampling(every), scope=scope)
     Console().print(_band_table(band))
     write_json(str(out) if out else None, band.to_dict())
     if store is not None:
-        asyncio.run(_store_band(store, band, reference=name or "", sampler=scope["sampler"], hardware=hardware))
+        asyncio.run(_store_band(store, band))
 
 
 @click.command("report")
@@ -135,23 +106,19 @@ def report_command(
 @click.option("--suspect", "suspects", multiple=True, required=True, metavar="FILES", help="FILE or FILE@SAMPLER.")
 @scoring_options
 @click.option("--plot", type=click.Path(file_okay=False, path_type=Path), help="Save figures here (PNG and SVG).")
-@dtype_option
-@device_option
-@limit_option
 @json_option
 def evaluate_command(
-    honest: Sequence[str], suspects: Sequence[str], model: str | None, sampler: str | None, plot: Path | None,
-    keep: Path | None, dtype: str, device: str, limit: int | None, json_path: str | None, **overrides: Any,
-) -> None:  # fmt: skip
+    honest: Sequence[str], suspects: Sequence[str], plot: Path | None, json_path: str | None, **scoring: Any
+) -> None:
     """Calibrate on half of the honest prompts and judge all the rest."""
     from dataclasses import replace
 
     from verifier.calibration import false_positives, fit
     from verifier.evaluate import split, unfitted
 
-    found = scored([*honest, *suspects], model, sampler, overrides, dtype, device, limit, keep)
+    found = scored_files([*honest, *suspects], **scoring)
     fitted, held_out = split([answer for file in honest for answer in found[file].answers])
-    scope = {"sampler": common_sampler([found[file] for file in honest])}
+    scope = common_scope([found[file] for file in honest])
     band = fit([answer.scores for answer in fitted], sampling=_common_sampling(fitted), scope=scope)
     alarms = false_positives([answer.scores for answer in held_out], band)
     rest = {file: replace(one, answers=unfitted(one.answers, fitted)) for file, one in found.items()}
@@ -173,72 +140,6 @@ def evaluate_command(
 
         for path in save_plots([judged[file] for file in suspects], plot):
             click.echo(f"saved {path}", err=True)
-
-
-def scored(
-    files: Sequence[str], model: str | None, sampler: str | None, overrides: Mapping[str, Any], dtype: str,
-    device: str, limit: int | None, keep: Path | None,
-) -> dict[str, ScoredFile]:  # fmt: skip
-    """Each file's answers, scored; a file of recordings may name its own contract as FILE@SAMPLER."""
-    from verifier.scored_files import SUFFIX, ScoredFile
-
-    kept = {file: ScoredFile.load(Path(file)) for file in files if file.endswith(SUFFIX)}
-    recorded = [file for file in files if file not in kept]
-    if recorded and (model is None or sampler is None):
-        raise click.UsageError(f"{recorded[0]} has yet to be scored: give --model and --sampler")
-    found = {**kept, **_scored_now(recorded, model or "", sampler or "", overrides, dtype, device, limit)}
-    if keep is not None:
-        _keep({file: found[file] for file in recorded}, keep)
-    return found
-
-
-def _scored_now(
-    files: Sequence[str], model: str, sampler: str, overrides: Mapping[str, Any], dtype: str, device: str,
-    limit: int | None,
-) -> dict[str, ScoredFile]:  # fmt: skip
-    from verifier.models import model_directory, torch_dtype
-    from verifier.recordings import read_recordings
-    from verifier.reference import TransformersReference
-    from verifier.samplers import contract
-    from verifier.scored_files import score_file
-
-    if not files:
-        return {}
-    named = {file: _file_and_sampler(file, sampler) for file in files}
-    rules = {file: contract(name) for file, (_, name) in named.items()}
-    rows = {file: read_recordings(path, overrides=overrides, limit=limit) for file, (path, _) in named.items()}
-    reference = TransformersReference(model_directory(model, {}), device=device, dtype=torch_dtype(dtype))
-    total = sum(len(row.sequence.output_token_ids) for recordings in rows.values() for row in recordings)
-    with token_progress(total, "Scoring") as advance:
-        return {file: score_file(file, rows[file], reference, rules[file], advance) for file in named}
-
-
-def _keep(found: Mapping[str, ScoredFile], directory: Path) -> None:
-    """Under the files' own names."""
-    from verifier.scored_files import SUFFIX
-
-    directory.mkdir(parents=True, exist_ok=True)
-    for file, scores in found.items():
-        path = directory / (Path(_file_and_sampler(file, "")[0]).stem + SUFFIX)
-        scores.save(path)
-        click.echo(f"kept {path}", err=True)
-
-
-def _file_and_sampler(text: str, sampler: str) -> tuple[Path, str]:
-    if "@" not in text or Path(text).exists():
-        return Path(text), sampler
-    name, _, own = text.partition("@")
-    return Path(name), own
-
-
-def common_sampler(files: Iterable[ScoredFile]) -> str:
-    """The contract that all files were scored under; a band is of one. Raises InputError."""
-    from verifier.errors import InputError
-
-    names = sorted({file.sampler for file in files})
-    if len(names) > 1:
-        raise InputError(f"honest files of several samplers ({', '.join(names)}): calibrate each by itself")
-    return names[0]
 
 
 def _common_sampling(answers: Sequence[Answer]) -> Mapping[str, float] | None:
@@ -265,15 +166,13 @@ def _judged(
     }
 
 
-async def _store_band(store: str, band: Band, *, reference: str, sampler: str, hardware: str) -> None:
+async def _store_band(store: str, band: Band) -> None:
     from storage import calibrations
     from storage.database import open_database
 
+    columns = {name: band.scope.get(name, "") for name in ("reference", "sampler", "token_source", "hardware")}
     async with open_database(store) as database, database.writing() as session:
-        await calibrations.add(
-            session, reference=reference, sampler=sampler, token_source="given", hardware=hardware,  # noqa: S106
-            band=band.to_dict(), now=datetime.now(timezone.utc),
-        )  # fmt: skip
+        await calibrations.add(session, **columns, band=band.to_dict(), now=datetime.now(timezone.utc))
 
 
 async def _read_reports(store: str, upstream: str | None, since: datetime | None) -> list[StreamReport]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from verifier.band import distribution
 from verifier.detectors import SequenceScores
 from verifier.errors import InputError
 from verifier.evaluate import Answer
+from verifier.lattice import Reading
+from verifier.reading import read_texts
 from verifier.recordings import Recording
 from verifier.replay import Claim, Reference, replay
 from verifier.samplers import SamplerContract
 from verifier.stream_state import AuditedAnswer
-from verifier.verify import claims_of
+from verifier.tokenization import ChatTokenizer
+from verifier.verify import claims_of, text_claims_of
 
-SUFFIX = ".npz"
 FIELDS = ("exact_match", "margin", "logprob", "entropy", "logit_rank", "prob")
 
 
@@ -35,6 +37,11 @@ class ScoredFile:
 
     sampler: str
     answers: list[Answer]
+
+    @property
+    def token_source(self) -> str:
+        """`retokenized` where ids were found from the text, else `given`, as `storage.models.TokenSource` has it."""
+        return "retokenized" if any(answer.audited.retokenized for answer in self.answers) else "given"
 
     def save(self, path: Path) -> None:
         """Keep it as .npz."""
@@ -101,3 +108,21 @@ def _paired(claims: Sequence[Claim], audited: Sequence[AuditedAnswer]) -> list[A
     return [
         Answer(tuple(claim.sequence.prompt_token_ids), one) for claim, one in zip(claims, audited, strict=True)
     ]
+
+
+def score_texts(
+    file: str, recordings: Sequence[Recording], reference: Reference, contract: SamplerContract,
+    tokenizer: ChatTokenizer, on_tokens: Callable[[int], None] | None = None,
+) -> ScoredFile:  # fmt: skip
+    """As `score_file`, from messages and text alone; tokens that the text leaves open are left out."""
+    claims = text_claims_of(recordings, claims_of(recordings, contract, file), tokenizer)
+    readings = read_texts(
+        reference, claims, tokenizer.spelling, end_token_ids=tokenizer.end_token_ids, on_tokens=on_tokens
+    )
+    answers = []
+    for number, (claim, reading) in enumerate(zip(claims, readings, strict=True)):
+        if not isinstance(reading, Reading):
+            raise InputError(f"{file}: recording {number} cannot be read from its text: {reading}") from reading
+        clear = AuditedAnswer.of(reading.scores[~reading.ambiguous], distribution(claim.params))
+        answers.append(Answer(tuple(claim.prompt_token_ids), replace(clear, retokenized=True)))
+    return ScoredFile(contract.id, [answer for answer in answers if len(answer.audited.prob)])

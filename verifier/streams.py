@@ -34,8 +34,8 @@ async def weigh(
         identified: which contract the answers follow, kept with a stream that has none yet.
     """
     stream = await streams.locked(session, key, now=now)
-    band, calibration_id = await band_of(session, key)
     state = StreamState.from_dict(stream.state)
+    band, calibration_id = await band_of(session, key, retokenized=state.retokenized)
     if calibration_id != stream.calibration_id:
         state = await replayed(session, key, band)
         stream.calibration_id = calibration_id
@@ -66,18 +66,20 @@ async def reports(
     found = []
     for stream in await streams.every(session, upstream=upstream):
         key = StreamKey.of(stream)
-        band, calibration_id = await band_of(session, key)
-        if since is None and stream.calibration_id == calibration_id:
-            state = StreamState.from_dict(stream.state)
-        else:
+        state = StreamState.from_dict(stream.state)
+        band, calibration_id = await band_of(session, key, retokenized=state.retokenized)
+        if since is not None or stream.calibration_id != calibration_id:
             state = await replayed(session, key, band, since=since)
         found.append(StreamReport(key, state.verdict(band, stream.identified), stream.identified))
     return found
 
 
-async def band_of(session: AsyncSession, key: StreamKey) -> tuple[Band, int | None]:
+async def band_of(session: AsyncSession, key: StreamKey, *, retokenized: bool) -> tuple[Band, int | None]:
     """The band that a stream is judged by and its calibration's id; the shipped one has none."""
-    row = await calibrations.newest(session, reference=key.reference, sampler=key.sampler)
+    source = TokenSource.RETOKENIZED if retokenized else TokenSource.GIVEN
+    row = await calibrations.fitting(
+        session, reference=key.reference, sampler=key.sampler, upstream=key.upstream, token_source=source.value
+    )
     return (SHIPPED, None) if row is None else (Band.from_dict(row.band), row.id)
 
 

@@ -251,7 +251,9 @@ def _assumptions(band: Band, identified: bool, retokenized: bool, evidence: Evid
         "sampler contract identified" if identified else "sampler contract not identified: seed-free detectors only",
     ]
     if retokenized:
-        lines.append("some token ids were found from the text, not given by the provider")
+        alike = not band.calibrated or band.scope.get("token_source") == "retokenized"
+        calibration = "" if alike else "; the band was calibrated on given ones"
+        lines.append(f"some token ids were found from the text, not given by the provider{calibration}")
     if unused:
         lines.append(f"not judged, as sampling differs from the calibration's: {', '.join(unused)}")
     return tuple(lines)
