@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from verifier.rows import over_rows, peak_of
+from verifier.rows import BLOCK, block_peak, over_rows, row_peak
 from verifier.sampling_params import SamplingParams
 
 EDGE = 0.2
@@ -72,25 +72,32 @@ _compiled: Any = njit(nogil=True, error_model="numpy")
 
 
 @_compiled
+def _sift_down(heap, x):
+    """Replace the smallest value of a heap by x."""
+    hole = 0
+    while True:
+        child = 2 * hole + 1
+        if child >= heap.size:
+            break
+        if child + 1 < heap.size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= x:
+            break
+        heap[hole] = heap[child]
+        hole = child
+    heap[hole] = x
+
+
+@_compiled
 def _kth_largest(z, k):
     """The k-th largest value by a heap of the k largest seen: far fewer writes than a partition of the row."""
     heap = np.sort(z[:k])
-    for i in range(k, z.size):
-        x = z[i]
-        if x <= heap[0]:
-            continue
-        hole = 0
-        while True:
-            child = 2 * hole + 1
-            if child >= k:
-                break
-            if child + 1 < k and heap[child + 1] < heap[child]:
-                child += 1
-            if heap[child] >= x:
-                break
-            heap[hole] = heap[child]
-            hole = child
-        heap[hole] = x
+    for base in range(k, z.size, BLOCK):
+        block = z[base : base + BLOCK]
+        if block_peak(block) > heap[0]:
+            for x in block:
+                if x > heap[0]:
+                    _sift_down(heap, x)
     return heap[0]
 
 
@@ -99,10 +106,13 @@ def _at_least(z, cut):
     """Values ≥ cut, largest first."""
     kept = np.empty(z.size, np.float32)
     n = 0
-    for x in z:
-        if x >= cut:
-            kept[n] = x
-            n += 1
+    for base in range(0, z.size, BLOCK):
+        block = z[base : base + BLOCK]
+        if block_peak(block) >= cut:
+            for x in block:
+                if x >= cut:
+                    kept[n] = x
+                    n += 1
     return np.sort(kept[:n])[::-1]
 
 
@@ -127,7 +137,7 @@ def _nucleus(kept, peak, temperature, wanted):
 
 @_compiled
 def _support(z, temperature, top_k, top_p, min_p, log_mass):
-    peak = np.float64(peak_of(z))
+    peak = np.float64(row_peak(z))
     cut = np.float32(-np.inf)
     if min_p > 0.0:
         cut = np.float32(peak + temperature * np.log(min_p))

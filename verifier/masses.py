@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from verifier.rows import over_rows, peak_of
+from verifier.rows import over_rows, row_peak
 
 _BLOCK = 512
 _LOG2_E = np.float32(1.4426950408889634)
@@ -88,7 +88,7 @@ def _masses(z, inverse, claimed, log_mass, entropy, rank):  # type: ignore[no-un
     exps, moments = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     for r in range(z.shape[0]):
         row = z[r]
-        peak, own = peak_of(row), row[claimed[r]]
+        peak, own = row_peak(row), row[claimed[r]]
         mass, moment, above = 0.0, 0.0, 0
         for base in range(0, row.size, _BLOCK):
             block = row[base : base + _BLOCK]

@@ -25,10 +25,29 @@ def over_rows(count: int, run: Callable[[int, int], None]) -> None:
 
 
 # A maximum that need not tell NaN or the two zeros apart vectorizes; NumPy's own does not.
-@njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
-def peak_of(row: Any) -> Any:
-    """The largest of finite values or −∞."""
-    top = row[0]
-    for i in range(row.size):  # iterating over the array itself is not vectorized
+_peak: Any = njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+
+BLOCK = 64  # values of a row that are looked at, or passed over, together
+
+
+@_peak
+def block_peak(block):  # type: ignore[no-untyped-def]
+    """The largest of a few values, each finite or −∞."""
+    top = block[0]
+    for i in range(block.size):  # iterating over the array itself is not vectorized
+        top = max(top, block[i])
+    return top
+
+
+@_peak
+def row_peak(row):  # type: ignore[no-untyped-def]
+    """The largest of many values, each finite or −∞; by BLOCK running maxima, since one alone is not vectorized."""
+    tops = np.full(BLOCK, row[0])
+    whole = row.size // BLOCK * BLOCK
+    for base in range(0, whole, BLOCK):
+        for i in range(BLOCK):
+            tops[i] = max(tops[i], row[base + i])
+    top = block_peak(tops)
+    for i in range(whole, row.size):
         top = max(top, row[i])
     return top

@@ -18,12 +18,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from verifier.rows import over_rows, peak_of
+from verifier.rows import BLOCK, block_peak, over_rows
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
-
-BLOCK = 64  # vocabulary entries that share one bound in `race`: the smaller, the fewer noises it must look at
 
 # `race` looks up which word reaches a needed amount of noise, in steps of NEED_STEP from LEAST_NEED on.
 LEAST_NEED, NEED_STEP, NEEDS = -8.0, 0.125, 512
@@ -144,6 +142,15 @@ def _compile_race(key: Any, word: Any, gumbel: Any) -> Any:
         return count > 0
 
     @njit(nogil=True, error_model="numpy")
+    def needed(thresholds, lack):
+        """The smallest word whose noise may make up for what a score lacks, and whether any word's may."""
+        # Rounding down to the table's step also absorbs the rounding of z/T.
+        step = int((lack - 1e-6 - LEAST_NEED) / NEED_STEP)
+        if step >= thresholds.size:
+            return np.uint64(0), False
+        return (thresholds[step] if step >= 0 else np.uint64(0)), True
+
+    @njit(nogil=True, error_model="numpy")
     def race_row(thresholds, z, cut, temperature, claimed, seed, position, setting, words):
         k0, k1, k2, k3 = key(seed, position, setting)
         inside = z[claimed] >= cut
@@ -153,17 +160,18 @@ def _compile_race(key: Any, word: Any, gumbel: Any) -> Any:
         best, winner, ahead = floor, np.int64(start), np.int64(0)
         for base in range(0, z.size, BLOCK):
             block = z[base : base + BLOCK]
-            peak = peak_of(block)
-            # Rounding down to the table's step also absorbs the rounding of z/T.
-            step = int((floor - peak / temperature - 1e-6 - LEAST_NEED) / NEED_STEP)
-            if peak < cut or step >= thresholds.size:
+            peak = block_peak(block)
+            threshold, possible = needed(thresholds, floor - peak / temperature)
+            if peak < cut or not possible:
                 continue
-            threshold = thresholds[step] if step >= 0 else np.uint64(0)
             fill_words(k0, k1, k2, k3, base, words[: block.size])
             if not reaches(words[: block.size], threshold):
                 continue
             for i in range(block.size):
-                if words[i] >= threshold and block[i] >= cut:
+                if words[i] < threshold or block[i] < cut:
+                    continue
+                own, possible = needed(thresholds, floor - block[i] / temperature)
+                if possible and words[i] >= own:
                     score = block[i] / temperature + noise_of(words[i])
                     if score > floor:
                         ahead += 1

@@ -13,12 +13,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from verifier.rows import over_rows
+from verifier.rows import BLOCK, over_rows
 from verifier.samplers import mt19937
 from verifier.samplers.arithmetic import SHIFT32, exact_float53, kernel, log, log1m
 from verifier.samplers.contract import RaceContract
 from verifier.samplers.mt19937 import SIZE, seek, temper
-from verifier.samplers.noise import BLOCK, Floats, Integers, RaceResult
+from verifier.samplers.noise import Floats, Integers, RaceResult
 
 _LOW21 = np.uint64(2**21 - 1)
 
