@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +17,12 @@ from storage.commands import db
 from storage.errors import StorageError
 from verifier.commands import named_directories, verify_command, worker_command
 from verifier.demo_commands import demo_command, model_group
-from verifier.errors import InputError, VerifierError
+from verifier.errors import InputError, UnknownContract, VerifierError
 from verifier.evidence_commands import calibrate_command, evaluate_command, report_command
 from verifier.identify_command import identify_command
+
+if TYPE_CHECKING:
+    from proxy.config import ProxyConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +43,7 @@ def serve_command(path: str, with_worker: bool, references: tuple[str, ...], pro
     from proxy.commands import run_serve
     from proxy.config import load_config
 
+    check_contracts(load_config(Path(path)))
     if not with_worker:
         run_serve(Path(path), processes=processes)
         return
@@ -47,6 +53,24 @@ def serve_command(path: str, with_worker: bool, references: tuple[str, ...], pro
 
     store, directories = load_config(Path(path)).store, named_directories(references)
     run_serve(Path(path), alongside=lambda: run_worker(store, directories))
+
+
+def check_contracts(config: ProxyConfig) -> None:
+    """Refuse a sampler that no contract has, where the verifier is installed; the proxy alone cannot tell.
+
+    Raises:
+        ConfigError: naming the upstream, the model and the way out.
+    """
+    try:
+        from verifier.samplers import contract
+    except ModuleNotFoundError:
+        return
+    for upstream in config.upstreams:
+        for name, model in upstream.models.items():
+            try:
+                contract(model.sampler)
+            except UnknownContract as error:
+                raise ConfigError(f"upstream {upstream.name!r}, model {name!r}: {error}") from error
 
 
 @cli.command("provider")
@@ -91,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: an error of ours is one line and a non-zero exit, never a traceback."""
     # Before torch is loaded: its threads wait by spinning, which on a shared machine took 3 of 4 CPU seconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells every plugin that it loads
     try:
         cli(arguments)
     except (ProxyError, StorageError, VerifierError) as error:

@@ -47,6 +47,7 @@ def test_verify_takes_overrides_and_prints_json_alone_where_asked(demo_directory
         ((golden("v1_noseed"), "--model", "demo", "--sampler", "vllm@0.26.0/v1"), "has no seed; give one with --seed"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--dtype", "f32"), "dtype 'f32'"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--top-p", "0"), "top_p 0.0 is not in"),
+        ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--device", "gpu"), "device 'gpu' is not"),
     ],
 )
 def test_verify_says_in_one_line_what_is_wrong(options, says, capsys):
@@ -84,6 +85,26 @@ def test_a_port_in_use_is_one_line(tmp_path, capsys, monkeypatch):
         )
         assert run("serve", "--config", config) == 1
     assert "it is in use" in capsys.readouterr().err
+
+
+def test_a_sampler_that_nobody_has_is_refused_before_serving(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "s" * 32)
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'listen = "127.0.0.1:9"\nstore = "sqlite:///{tmp_path}/a.db"\n[seed]\nsecret_env = "SECRET"\n'
+        '[[upstreams]]\nname = "up"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[upstreams.models.m]\nreference = "demo"\nsampler = "vlm@0.26.0/v2"\n'
+    )
+    assert run("serve", "--config", config) == 2
+    told = capsys.readouterr().err
+    assert "upstream 'up', model 'm'" in told
+    assert "did you mean 'vllm'" in told
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(tmp_path, capsys):
+    nowhere = tmp_path / "none" / "result.json"
+    assert run("verify", golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--json", nowhere) == 2
+    assert "lies in no directory" in capsys.readouterr().err
 
 
 def test_every_command_has_help():

@@ -18,12 +18,22 @@ import orjson
 if TYPE_CHECKING:
     from verifier.verify import FileResult
 
+
+def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+    if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+        raise click.BadParameter(f"{path} lies in no directory that exists")
+    return path
+
+
 model_option = click.option("--model", required=True, help="Directory of the trusted model, or `demo`.")
 sampler_option = click.option("--sampler", required=True, help="Contract id, e.g. vllm@0.26.0/v2 or greedy.")
 dtype_option = click.option("--dtype", default="float32", show_default=True, help="Of the reference's weights.")
 device_option = click.option("--device", default="cpu", show_default=True, help="Where the reference runs.")
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N recordings of a file.")
-json_option = click.option("--json", "json_path", help="Write the result as JSON to a file, or to - for stdout.")
+json_option = click.option(
+    "--json", "json_path", callback=_writable, help="Write the result as JSON to a file, or to - for stdout."
+)
 files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
@@ -48,7 +58,7 @@ def verify_command(
     """Replay recorded outputs (one JSON object a line) on a trusted model and print their match rates."""
     from verifier.models import model_directory, torch_dtype
     from verifier.recordings import read_recordings
-    from verifier.reference import TransformersReference
+    from verifier.references import open_reference
     from verifier.samplers import contract
     from verifier.tokenization import ChatTokenizer
     from verifier.verify import verify_file, verify_hidden
@@ -57,7 +67,7 @@ def verify_command(
     overrides = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     recordings = {file: read_recordings(file, overrides=overrides, limit=limit) for file in files}
     directory = model_directory(model, {})
-    reference = TransformersReference(directory, device=device, dtype=torch_dtype(dtype))
+    reference = open_reference(directory, device=device, dtype=torch_dtype(dtype))
     tokenizer = ChatTokenizer(directory) if hide_ids else None
     results = []
     total = sum(len(r.sequence.output_token_ids) for rows in recordings.values() for r in rows)

@@ -29,10 +29,10 @@ def identify_command(
     from verifier.identify import identify
     from verifier.models import model_directory, torch_dtype
     from verifier.recordings import read_recordings
-    from verifier.reference import TransformersReference
+    from verifier.references import open_reference
 
     recordings = {file: read_recordings(file) for file in files}
-    reference = TransformersReference(model_directory(model, {}), device=device, dtype=torch_dtype(dtype))
+    reference = open_reference(model_directory(model, {}), device=device, dtype=torch_dtype(dtype))
     found: dict[Path, Identification] = {}
     for file, rows in recordings.items():
         for number, row in enumerate(rows):

@@ -9,7 +9,7 @@ import torch
 
 from verifier.audit import TrustedModel
 from verifier.errors import InputError
-from verifier.reference import TransformersReference
+from verifier.references import open_reference
 from verifier.tokenization import ChatTokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,5 +38,5 @@ def load_model(
 ) -> TrustedModel:
     """Load a reference with its tokenizer; raises ReferenceUnreadable."""
     path = model_directory(name, directories)
-    reference = TransformersReference(path, device=device, dtype=dtype)
+    reference = open_reference(path, device=device, dtype=dtype)
     return TrustedModel(name, ChatTokenizer(path), reference)

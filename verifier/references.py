@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from verifier.errors import InputError
 from verifier.reference import TransformersReference
 
 
@@ -16,7 +17,7 @@ def open_reference(
 ) -> Any:  # fmt: skip
     """A reference (verifier.replay.Reference); `engine` holds VLLMReference's own arguments.
 
-    Raises ReferenceModelError, and InputError where vLLM is not installed.
+    Raises ReferenceModelError, and InputError where vLLM is not installed or no such device exists.
     """
     if backend == "vllm":
         from verifier.reference_vllm import VLLMReference
@@ -26,4 +27,6 @@ def open_reference(
         from verifier.reference_cuda import CudaReference
 
         return CudaReference(path, device=device, dtype=dtype)
+    if device != "cpu":
+        raise InputError(f"device {device!r} is not known: use cpu, cuda, or one GPU of several as in cuda:1")
     return TransformersReference(path, device=device, dtype=dtype)

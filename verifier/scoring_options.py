@@ -64,7 +64,7 @@ def _scored(
 ) -> dict[str, ScoredFile]:  # fmt: skip
     from verifier.models import model_directory, torch_dtype
     from verifier.recordings import read_recordings
-    from verifier.reference import TransformersReference
+    from verifier.references import open_reference
     from verifier.samplers import contract
     from verifier.scored_files import score_file, score_texts
     from verifier.tokenization import ChatTokenizer
@@ -73,7 +73,7 @@ def _scored(
     rules = {file: contract(name) for file, (_, name) in named.items()}
     rows = {file: read_recordings(path, overrides=overrides, limit=limit) for file, (path, _) in named.items()}
     directory = model_directory(model, {})
-    reference = TransformersReference(directory, device=device, dtype=torch_dtype(dtype))
+    reference = open_reference(directory, device=device, dtype=torch_dtype(dtype))
     tokenizer = ChatTokenizer(directory) if hide_ids else None
     total = sum(len(row.sequence.output_token_ids) for recordings in rows.values() for row in recordings)
     with token_progress(total, "Scoring") as advance:
