@@ -44,6 +44,7 @@ FOUR = scores(
         ("mismatch", [0, 1, 1, 1]),
         ("margin", [0, 0.25, 0.5, 1]),
         ("margin_tail", [0, 0, 1, 1]),
+        ("ending", [0, 0, 0, 1]),
         ("support", [0, 0, 0, 1]),
         ("cross_entropy_high", [0.5, 0.75, 0.375, 1]),
         ("cross_entropy_low", [0.5, 0.25, 0.625, 0]),

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from simulated import SAMPLING, faulty, fitted, flat_band, honest
 
 from verifier.band import SHIPPED, Band
-from verifier.calibration import calibrate
+from verifier.calibration import TOLERANCE, calibrate
 from verifier.detectors import SequenceScores
 from verifier.drift import watch
 from verifier.evidence import replay, start
@@ -190,9 +191,35 @@ def test_growth_is_the_information_of_the_best_bet():
     q = 7.0 * 0.02 / (0.98 + 7.0 * 0.02)
     information = q * math.log(q / 0.02) + (1 - q) * math.log((1 - q) / 0.98)
     assert growth(q, 0.02, 2) == pytest.approx(information)
-    assert price("margin_tail", 2, 1e-3) == pytest.approx(math.log(1000 / (0.75 * 0.4 * 0.35)))
+    assert price("margin_tail", 2, 1e-3) == pytest.approx(math.log(1000 / (0.75 * 0.38 * 0.35)))
 
 
 @given(st.sampled_from(FAULTS))
 def test_each_fault_is_nearest_to_itself(fault):
     assert nearest(expected_means(fault, flat_band()), flat_band()) == fault.name
+
+
+def cut_short(sequences: list[SequenceScores], at: int) -> list[SequenceScores]:
+    """Answers that the provider stopped after so many tokens, by an end token that nobody would have drawn there."""
+    cut = []
+    for scores in sequences:
+        arrays = {name: getattr(scores, name)[:at].copy() for name in SequenceScores.__annotations__}
+        arrays["exact_match"][-1], arrays["margin"][-1] = False, np.inf
+        cut.append(SequenceScores(**arrays))
+    return cut
+
+
+def test_a_provider_that_cuts_answers_short_is_found_within_a_few_answers(band):
+    verdict = judge(replay(cut_short(honest(10, 12), 150), band), band, identified=True)
+    assert verdict.word == "deviates"
+    assert verdict.reasons[0] == "ending"
+    assert verdict.decided_at <= 8 * 150
+    ending = next(effect for effect in verdict.effects if effect.detector == "ending")
+    assert (ending.mean, ending.tokens) == (1.0, 12)
+
+
+def test_an_answers_end_is_tolerated_as_often_as_the_calibrations_ends_support(band):
+    """Clopper-Pearson on 64 ends, times the tolerance."""
+    off = band.honest["ending"] * 64
+    bound = stats.beta.ppf(0.95, off + 1, 64 - off)
+    assert band.typical["ending"] == pytest.approx((1 + TOLERANCE) * bound)

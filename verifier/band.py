@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.detectors import BY_NAME, DETECTORS, NAMES, Cuts, Floats
+from verifier.detectors import BY_NAME, DETECTORS, ENDING, NAMES, Cuts, Floats
 from verifier.sampling_params import SamplingParams
 
 ENTROPY_EDGES = (0.5, 2.0)
@@ -104,8 +104,13 @@ class Band:
         return np.digitize(entropy, self.entropy_edges)
 
     def bounds(self, entropy: NDArray[np.float32]) -> Floats:
-        """m at tokens of these entropies [..., n]: float64[..., n, detectors], as in `NAMES`."""
-        return np.asarray(self.table()[self.classes(entropy)])
+        """m at an answer's tokens of these entropies [..., n]: float64[..., n, detectors], as in `NAMES`.
+
+        `ending` is judged at the last token alone; before it, its statistic and m are 0, which is no bet.
+        """
+        bounds = np.asarray(self.table()[self.classes(entropy)])
+        bounds[..., :-1, ENDING] = 0.0
+        return bounds
 
     def bounds_within(self, found: Floats, entropy: NDArray[np.float32]) -> Floats:
         """The bound of H₀ at each token of an answer, given those before it.
@@ -133,7 +138,8 @@ class Band:
         return typical if mean <= typical else mean + (typical - mean) * math.log1p(volume) / volume
 
     def _volume(self, name: str, answer_tokens: float) -> float:
-        return answer_tokens * (self.typical[name] if BY_NAME[name].rate else 1.0) / self.credibility[name]
+        judged = 1.0 if name == NAMES[ENDING] else answer_tokens
+        return judged * (self.typical[name] if BY_NAME[name].rate else 1.0) / self.credibility[name]
 
     def table(self) -> Floats:
         """What is tolerated, float64[classes, detectors]."""
@@ -166,8 +172,8 @@ def _before(x: Floats) -> Floats:
 def _shipped() -> Band:
     """Wide enough for every honest pair of stacks published for Token-DiFR, among them an MoE model on other hardware
     (match .95, support violations .0024; arXiv 2511.20621 tables 4 and 6); expectations are not judged at all."""
-    honest = {"mismatch": 0.05, "margin": 0.03, "margin_tail": 0.01, "support": 0.0024}
-    bound = {name: 1.25 * mean for name, mean in honest.items()} | {"support": 0.005}
+    honest = {"mismatch": 0.05, "margin": 0.03, "margin_tail": 0.01, "ending": 0.02, "support": 0.0024}
+    bound = {name: 1.25 * mean for name, mean in honest.items()} | {"ending": 0.2, "support": 0.005}
     return Band(
         cuts=Cuts(margin=1.0, tail=0.5),
         entropy_edges=(),

@@ -10,13 +10,14 @@ and days.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from verifier.band import ENTROPY_EDGES, HIGHEST_BOUND, IS_RATE, Band, FalsePositives
-from verifier.detectors import NAMES, Cuts, Floats, Scores, statistics
+from verifier.detectors import ENDING, NAMES, Cuts, Floats, Scores, statistics
 from verifier.errors import InputError
 from verifier.evidence import replay
 
@@ -83,11 +84,14 @@ def fit(
     classes = [np.digitize(scores.entropy, ENTROPY_EDGES) for scores in honest]
     every, where = np.concatenate(found), np.concatenate(classes)
     credibility, effect = spread_of_answers(found, classes)
-    bounds = _bounds(every, where, effect, tolerance)
+    honest_means, bounds = every.mean(0), _bounds(every, where, effect, tolerance)
+    endings = np.array([x[-1, ENDING] for x in found])
+    honest_means[ENDING] = endings.mean()
+    bounds[:, ENDING] = (1 + tolerance) * _ceiling(endings.sum(), np.float64(len(endings)))
     return Band(
         cuts=cuts,
         tolerated={name: tuple(map(float, column)) for name, column in zip(NAMES, bounds.T, strict=True)},
-        honest=_named(every.mean(0)),
+        honest=_named(honest_means),
         typical=_named(bounds[where].mean(0)),
         credibility=_named(credibility),
         sequences=len(honest),
@@ -159,7 +163,7 @@ def _bounds(x: Floats, where: Classes, effect: Floats, tolerance: float) -> Floa
     return np.asarray(np.clip(np.where(IS_RATE, rates, expected), 1e-6, HIGHEST_BOUND))
 
 
-def _ceiling(total: Floats, count: Floats) -> Floats:
+def _ceiling(total: Any, count: Any) -> Floats:
     """Upper confidence bound of a rate (Clopper-Pearson): exact for 0/1, too wide for other numbers in [0, 1]."""
     return np.asarray(stats.beta.ppf(CONFIDENCE, total + 1, np.maximum(count - total, 1e-9)))
 

@@ -7,13 +7,15 @@ bound that its calibration band tolerates (`verifier.band`). No single score see
     mismatch             1 where the claimed token is not the one that the seeded sampler draws
     margin               margin cut at a high honest percentile, over that cut; an infinite margin is 1, never dropped
     margin_tail          1 where the margin lies beyond an honest percentile: more than a near-tie that rounding decides
+    ending               1 where an answer's last token is such: it was stopped early, or its stop was made up
     support              1 where the sampling filters forbid the claimed token
     cross_entropy_high   −logprob − entropy, cut to ±SURPRISE nats and moved to [0, 1]: too surprising on average
     cross_entropy_low    1 minus that: not surprising enough (a lower temperature, a tightened top_p)
     rank_high, rank_low  the same of log₂(1 + logit_rank)
 
 The last five need no seed: they hold for whatever noise the provider drew with. An end-of-sequence token is a token
-like any other, so a provider that stops early is seen by the same numbers.
+like any other and counts in all of them; `ending` alone looks at one token of an answer, so that a provider who cuts
+answers short is seen within a few answers, not lost among their many honest tokens.
 """
 
 from __future__ import annotations
@@ -114,10 +116,17 @@ def _rank(scores: Scores) -> Any:
     return np.minimum(np.log2(1.0 + scores.logit_rank), RANK_BITS) / RANK_BITS
 
 
+def _ending(scores: Scores, cuts: Cuts) -> Any:
+    off = scores.margin > cuts.tail
+    off[..., :-1] = False
+    return off
+
+
 DETECTORS = (
-    Detector("mismatch", True, True, 0.10, "share of tokens", lambda scores, _: np.logical_not(scores.exact_match)),
-    Detector("margin", True, True, 0.20, "logits, cut", _margin),
-    Detector("margin_tail", True, True, 0.40, "share of tokens", lambda scores, cuts: scores.margin > cuts.tail),
+    Detector("mismatch", True, True, 0.08, "share of tokens", lambda scores, _: np.logical_not(scores.exact_match)),
+    Detector("margin", True, True, 0.18, "logits, cut", _margin),
+    Detector("margin_tail", True, True, 0.38, "share of tokens", lambda scores, cuts: scores.margin > cuts.tail),
+    Detector("ending", True, True, 0.06, "share of answers", _ending),
     Detector("support", False, True, 0.14, "share of tokens", lambda scores, _: ~np.isfinite(scores.margin)),
     Detector("cross_entropy_high", False, False, 0.04, "nats", lambda scores, _: _surprise(scores)),
     Detector("cross_entropy_low", False, False, 0.04, "nats", lambda scores, _: 1.0 - _surprise(scores)),
@@ -126,6 +135,7 @@ DETECTORS = (
 )
 BY_NAME = {detector.name: detector for detector in DETECTORS}
 NAMES = tuple(BY_NAME)
+ENDING = NAMES.index("ending")
 SEED_FREE = tuple(detector.name for detector in DETECTORS if not detector.seeded)
 
 

@@ -33,7 +33,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln
 
 from verifier.band import Band
-from verifier.detectors import DETECTORS, NAMES, SEED_FREE, Floats, Scores, statistics
+from verifier.detectors import DETECTORS, ENDING, NAMES, SEED_FREE, Floats, Scores, statistics
 
 ODDS = (1.5, 3.0, 7.0, 20.0, 80.0)
 ODDS_PRIOR = (0.1, 0.2, 0.35, 0.25, 0.1)
@@ -115,7 +115,8 @@ class Evidence:
         alpha: a stream within its band ever reaches 1/α with at most this probability.
         sequences, tokens: seen so far.
         log_wealth: per detector one log-wealth for each of ODDS, starts allowed for up to the next sequence.
-        counts: per detector the tokens judged; `sums` of its statistic and `bounds` of what was tolerated there.
+        counts: per detector the tokens (of `ending`, the answers) judged; `sums` of its statistic and `bounds` of what
+            was tolerated there.
         all: the e-value of all detectors; seed_free: of those alone that hold under any sampler.
     """
 
@@ -149,7 +150,7 @@ class Evidence:
             sequences=starts,
             tokens=self.tokens + len(found),
             log_wealth={name: tuple(map(float, row)) for name, row in zip(NAMES, ended, strict=True)},
-            counts=self._plus(self.counts, used * len(found)),
+            counts=self._plus(self.counts, used * np.where(np.arange(len(NAMES)) == ENDING, 1, len(found))),
             sums=self._plus(self.sums, used * found.sum(0)),
             bounds=self._plus(self.bounds, used * tolerated.sum(0)),
             all=self.all.after(mix(paths, starts), self.tokens, self.alpha),

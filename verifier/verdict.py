@@ -223,10 +223,11 @@ def _tokens_to_decision(evidence: Evidence, band: Band, used: tuple[str, ...]) -
     """More tokens until the quickest bet reaches 1/α alone, were its detector's mean to stay as seen."""
     waits = []
     for name in used:
-        mean = evidence.sums[name] / evidence.counts[name]
+        count = evidence.counts[name]
+        mean = evidence.sums[name] / count
         tolerated = band.bound_on_average(name, mean, _answer_tokens(evidence))
         for k, wealth in enumerate(evidence.log_wealth[name]):
-            gain = growth(mean, tolerated, k)
+            gain = growth(mean, tolerated, k) * count / evidence.tokens
             if gain > 0:
                 waits.append((price(name, k, evidence.alpha) + log_start_prior(0) - wealth) / gain)
     return max(1, math.ceil(min(waits))) if waits else None
