@@ -14,6 +14,7 @@ from aiohttp.http import HttpRequestParser
 from proxy.config import ProxyConfig
 from proxy.errors import UnsafeInstallError
 from proxy.forward import Forwarder
+from proxy.http_log import http_logger
 from proxy.limits import Limits
 from proxy.listen import bind
 from proxy.observation import Observer, Unobserved
@@ -133,6 +134,7 @@ async def serving(
         handler_cancellation=True,
         keepalive_timeout=CLIENT_KEEPALIVE_SECONDS,
         access_log=None,
+        logger=http_logger(),
         shutdown_timeout=config.limits.shutdown_seconds,
     )
     try:

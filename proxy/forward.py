@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from yarl import URL
 from proxy import headers
 from proxy.draft import Copy, Draft
 from proxy.errors import UpstreamError
+from proxy.faults import frames
 from proxy.limits import Limits
 from proxy.observation import Observer
 from proxy.recorder import Recorder
@@ -44,13 +44,21 @@ CopyOf = Callable[[aiohttp.ClientResponse], Copy]
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What is sent to the provider, and where; `own_headers` go to the client."""
+    """What is sent to the provider, and where; `own_headers` go to the client, `api_key` never does."""
 
     method: str
     url: URL
     body: bytes
     headers: Mapping[str, str]
     own_headers: Mapping[str, str]
+    api_key: str | None = None
+
+    def masked(self, chunk: bytes, status: int) -> bytes:
+        """Part of an answer for the client: providers quote the key that they refuse, and it is not the client's."""
+        if self.api_key is None or status < 400:
+            return chunk
+        key = self.api_key.encode()
+        return chunk.replace(key, b"*" * len(key)) if key in chunk else chunk
 
 
 class Forwarder:
@@ -110,19 +118,21 @@ class Forwarder:
             draft.first_byte_at = time.monotonic()
             draft.copy = copy = copy_of(answer)
             draft.status = answer.status
-            head = headers.to_client(answer.headers, call.own_headers)
+            head = headers.to_client(answer.headers, call.own_headers, secret=call.api_key)
+            first = call.masked(first, answer.status)
             whole = bool(first) and answer.content.at_eof()
             response: web.StreamResponse
+            reason = answer.reason if (answer.reason or "").isprintable() else None
             if whole:
-                response = web.Response(status=answer.status, reason=answer.reason, headers=head, body=first)
+                response = web.Response(status=answer.status, reason=reason, headers=head, body=first)
             else:
-                response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=head)
+                response = web.StreamResponse(status=answer.status, reason=reason, headers=head)
             try:
                 if whole:
                     await _deliver(request, first, response, draft, copy)
                 else:
                     await response.prepare(request)
-                    await self._pump(answer, first, response, draft, copy, watch, limits)
+                    await self._pump(call, answer, first, response, draft, copy, watch, limits)
             except ConnectionResetError:
                 draft.broken = "client_left"
             except UpstreamError as error:
@@ -135,8 +145,8 @@ class Forwarder:
             answer.close()
 
     async def _pump(
-        self, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, draft: Draft, copy: Copy,
-        watch: Watch, limits: Limits,
+        self, call: Call, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, draft: Draft,
+        copy: Copy, watch: Watch, limits: Limits,
     ) -> None:
         size = held = 0
         watch.enter("idle", limits.idle_seconds)
@@ -154,7 +164,7 @@ class Forwarder:
                 await response.write(chunk)
                 watch.phase = "idle"
                 watch.touch()
-                chunk = await _next(answer)
+                chunk = call.masked(await _next(answer), answer.status)
             draft.ended_at = time.monotonic()
             copy.end()
             await response.write_eof()
@@ -227,12 +237,6 @@ def _hang_up(request: web.Request) -> None:
     # has not read yet would keep a closing connection open, so it is cut
     if request.transport is not None:
         request.transport.abort()
-
-
-def frames(error: BaseException) -> str:
-    """Where an error comes from, without its text, which may quote a user's words or a key."""
-    lines = traceback.format_tb(error.__traceback__)
-    return f"{type(error).__name__} at " + " / ".join(" ".join(line.split()) for line in lines[-3:])
 
 
 def _explained(error: BaseException, url: URL) -> UpstreamError:

@@ -43,9 +43,11 @@ def to_upstream(
     return kept
 
 
-def to_client(headers: Mapping[str, str], own: Mapping[str, str]) -> CIMultiDict[str]:
-    """The provider's headers for the client, and our own. Content-Encoding stays: the bytes stay as they
-    are."""
+def to_client(headers: Mapping[str, str], own: Mapping[str, str], *, secret: str | None = None) -> CIMultiDict[str]:
+    """The provider's headers for the client, and our own; none that tells our `secret`, the key for the provider.
+    Content-Encoding stays: the bytes stay as they are."""
+    if secret is not None:
+        headers = CIMultiDict((name, value) for name, value in headers.items() if secret not in value)
     kept = _kept(headers.items(), HOP_BY_HOP | _RESPONSE_ONLY_HERE | _named_by_connection(headers))
     kept.update(own)
     if kept.get("Content-Type", "").startswith("text/event-stream"):

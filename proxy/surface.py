@@ -22,7 +22,8 @@ from proxy.config import ProxyConfig
 from proxy.draft import Copy, Draft
 from proxy.errors import RequestError
 from proxy.excerpt import MAX_KEPT_BYTES, Excerpt, json_object
-from proxy.forward import Call, Forwarder, frames
+from proxy.faults import frames
+from proxy.forward import Call, Forwarder
 from proxy.observation import Observer
 from proxy.replies import json_reply, request_error
 from proxy.secrets import cleared, holds_secret
@@ -252,7 +253,7 @@ class Surface:
         query = request.rel_url.raw_query_string
         url = f"{upstream.base_url}{tail}" + (f"?{query}" if query else "")
         return Call(
-            method=request.method, url=URL(url, encoded=True), body=body, own_headers=own,
+            method=request.method, url=URL(url, encoded=True), body=body, own_headers=own, api_key=upstream.api_key,
             headers=headers.to_upstream(
                 request.headers, api_key=upstream.api_key, keep_credentials=not self._gate.closed
             ),

@@ -27,6 +27,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     then: str = "end"
     gate: asyncio.Event | None = None
+    pause: float = 0
 
 
 @dataclass
@@ -73,11 +74,11 @@ class ScriptedUpstream:
                 await reply.gate.wait()
             try:
                 await response.write(chunk)
+                # so that each chunk is one read of the proxy, as far as a loopback can promise it
+                await asyncio.sleep(reply.pause)
             except (ConnectionError, asyncio.CancelledError):
                 self.left.set()
                 raise
-            # so that each chunk is one read of the proxy, as far as a loopback can promise it
-            await asyncio.sleep(0)
         if reply.then == "abort":
             request.transport.close()
         elif reply.then == "hold":
