@@ -45,7 +45,7 @@ from verifier.verify import claims_of
 
 ROOT = Path(__file__).parents[1]
 SEQUENCES, PROMPT, OUTPUT = 32, 256, 512
-ROUNDS = 5
+ROUNDS = 4
 PARAMS = SamplingParams(temperature=1.0, top_k=50, top_p=0.95)
 SAMPLER = "vllm@0.11.0/v1"  # what token-difr replays
 LLAMA = {
@@ -58,6 +58,11 @@ SHAPES = {
     "llama": LLAMA,
     "wide": LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 262144},
 }
+KERNEL_CASES = {
+    "v1_k50_p95": (PARAMS, SAMPLER), "v1_plain": (SamplingParams(), SAMPLER),
+    "v2_26_plain": (SamplingParams(), "vllm@0.26.0/v2"), "v2_31_plain": (SamplingParams(), "vllm@0.31.0/v2"),
+    "v2_26_p95": (SamplingParams(top_p=0.95), "vllm@0.26.0/v2"), "greedy": (SamplingParams(temperature=0), SAMPLER),
+}  # fmt: skip
 GOLDEN = (("honest_bf16", "vllm@0.26.0/v1"), ("v2_plain", "vllm@0.26.0/v2"), ("int4", "vllm@0.26.0/v1"))
 
 
@@ -113,7 +118,8 @@ def speed(claims: list[Claim], run: Callable[[], object], rounds: int = ROUNDS) 
     return tokens / seconds(run, rounds)
 
 
-def step_vllm(path: Path, model: str) -> dict[str, Any]:
+def engine_and_claims(path: Path, model: str) -> tuple[Any, list[Claim], Callable[[], object]]:
+    """A vLLM reference, claims, and a bare prefill of their tokens by the same engine."""
     from vllm import SamplingParams as Sampled
 
     from verifier.reference_vllm import VLLMReference
@@ -126,19 +132,23 @@ def step_vllm(path: Path, model: str) -> dict[str, Any]:
     claims = made_claims(reference.width)
     prompts = [{"prompt_token_ids": c.sequence.prompt_token_ids + c.sequence.output_token_ids[:-1]} for c in claims]
     bare_params = Sampled(max_tokens=1, temperature=0.0, detokenize=False)
+    return reference, claims, lambda: reference.engine.generate(prompts, bare_params, use_tqdm=False)
 
-    def run_bare() -> object:
-        return reference.engine.generate(prompts, bare_params, use_tqdm=False)
 
-    first = speed(claims, run_bare)
+def step_vllm(path: Path, model: str) -> dict[str, Any]:
+    reference, claims, run_bare = engine_and_claims(path, model)
     unfiltered = [replace(c, params=SamplingParams(), contract=contract("vllm@0.26.0/v2")) for c in claims]
-    found = {
-        "seedproof_vllm_tokens_per_second": speed(claims, lambda: reference.scores(claims)),
-        "seedproof_vllm_unfiltered_tokens_per_second": speed(claims, lambda: reference.scores(unfiltered)),
-    }
-    # Before and after ours: whichever is faster counts.
-    runs = [first, speed(claims, run_bare)]
-    return found | {"bare_prefill_tokens_per_second": max(runs), "bare_prefill_runs": runs}
+    runs: dict[str, list[float]] = {"bare": [], "ours": [], "unfiltered": []}
+    # In turns, so that a GPU that warms up or slows down does so for all of them.
+    for _ in range(3):
+        runs["bare"].append(speed(claims, run_bare))
+        runs["ours"].append(speed(claims, lambda: reference.scores(claims)))
+        runs["unfiltered"].append(speed(claims, lambda: reference.scores(unfiltered)))
+    return {
+        "seedproof_vllm_tokens_per_second": statistics.median(runs["ours"]),
+        "seedproof_vllm_unfiltered_tokens_per_second": statistics.median(runs["unfiltered"]),
+        "bare_prefill_tokens_per_second": statistics.median(runs["bare"]), "vllm_runs": runs,
+    }  # fmt: skip
 
 
 def spread_logits(model: Any) -> None:
@@ -183,6 +193,27 @@ def score_hidden(reference: CudaReference, hidden: torch.Tensor, claims: list[Cl
     torch.cuda.synchronize()
 
 
+def step_profile(path: Path, model: str) -> dict[str, Any]:
+    """Where a round of ours through vLLM spends its time: torch's profiler over bare prefill and over ours."""
+    from torch.profiler import ProfilerActivity, profile
+
+    reference, claims, run_bare = engine_and_claims(path, model)
+    found: dict[str, Any] = {}
+    for name, run in {"bare": run_bare, "ours": lambda: reference.scores(claims)}.items():
+        seconds(run, 2)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            started = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            found[f"profiled_{name}_seconds"] = time.perf_counter() - started
+        kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        found[f"profiled_{name}_gpu_seconds"] = sum(e.device_time for e in kernels) / 1e6
+        for order in ("self_cuda_time_total", "self_cpu_time_total"):
+            table = profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
+            print(name, table, sep="\n", flush=True)
+    return found
+
+
 def step_token_difr(path: Path, model: str) -> dict[str, Any]:
     import token_difr.verify as peer
 
@@ -205,27 +236,39 @@ def step_token_difr(path: Path, model: str) -> dict[str, Any]:
 
 
 def step_kernel(path: Path, model: str) -> dict[str, Any]:
+    """Milliseconds for 2,048 rows, whose claims win as honest ones do; the twin's are scaled up from fewer rows."""
+    from triton.testing import do_bench
+
     from verifier.kernels import score_rows
 
     width = SHAPES.get(model, {"vocab_size": 49152})["vocab_size"]
-    count = 2048
-    logits = (3 * torch.randn(count, width, device="cuda")).bfloat16()
-    ids = logits.topk(3, 1).indices[:, 2].tolist()
+    count, small = 2048, 128 if width > 200000 else 256
     found = {}
-    cases = {
-        "v1_k50_p95": (PARAMS, SAMPLER), "v1_plain": (SamplingParams(), SAMPLER),
-        "v2_26_plain": (SamplingParams(), "vllm@0.26.0/v2"), "v2_31_plain": (SamplingParams(), "vllm@0.31.0/v2"),
-        "v2_26_p95": (SamplingParams(top_p=0.95), "vllm@0.26.0/v2"), "greedy": (SamplingParams(temperature=0), SAMPLER),
-    }  # fmt: skip
-    for name, (params, sampler) in cases.items():
-        claim = Claim(TokenSequence([1], ids), 42, params, contract(sampler))
-        rows = kernel_rows([Piece(0, claim, 0, count)], *family(claim), width=width)
-        found[f"kernel_{name}_ms"] = 1e3 * seconds(lambda: score_rows(logits, rows))  # noqa: B023
-        small = 128 if width > 200000 else 256
-        part = kernel_rows([Piece(0, claim, 0, small)], *family(claim), width=width)
-        twin = seconds(lambda: kernels_twin.score_rows(logits[:small], part), 3)  # noqa: B023
-        found[f"twin_{name}_ms"] = 1e3 * twin * count / small
+    for spread, logits in {"flat": flat_logits(count, width), "peaked": peaked_logits(count, width)}.items():
+        for name, (params, sampler) in KERNEL_CASES.items():
+            claim = Claim(TokenSequence([1], [0] * count), 42, params, contract(sampler))
+            some = kernel_rows([Piece(0, claim, 0, count)], *family(claim), width=width)
+            ids = score_rows(logits, some)[:, 0].long().tolist()
+            claim = replace(claim, sequence=TokenSequence([1], ids))
+            rows = kernel_rows([Piece(0, claim, 0, count)], *family(claim), width=width)
+            found[f"kernel_{spread}_{name}_ms"] = do_bench(lambda: score_rows(logits, rows), return_mode="median")  # noqa: B023
+            if spread == "flat":
+                part = kernel_rows([Piece(0, claim, 0, small)], *family(claim), width=width)
+                twin = seconds(lambda: kernels_twin.score_rows(logits[:small], part), 3)  # noqa: B023
+                found[f"twin_{name}_ms"] = 1e3 * twin * count / small
     return found
+
+
+def flat_logits(count: int, width: int) -> torch.Tensor:
+    """Normal ones of σ = 3: a nucleus of ten thousand tokens, as at a high temperature."""
+    return (3 * torch.randn(count, width, device="cuda")).bfloat16()
+
+
+def peaked_logits(count: int, width: int) -> torch.Tensor:
+    """Some dozens of likely tokens high above the rest, as a language model has them."""
+    logits = 2 * torch.randn(count, width, device="cuda")
+    likely = torch.randint(0, width, (count, 64), device="cuda")
+    return logits.scatter_add_(1, likely, 24 - 2 * torch.empty(count, 64, device="cuda").exponential_()).bfloat16()
 
 
 def step_golden(path: Path, model: str) -> dict[str, Any]:
@@ -252,8 +295,9 @@ def step_golden(path: Path, model: str) -> dict[str, Any]:
 
 STEPS = {
     "kernel": step_kernel, "vllm": step_vllm, "transformers": step_transformers, "token_difr": step_token_difr,
-    "golden": step_golden,
+    "golden": step_golden, "profile": step_profile,
 }  # fmt: skip
+USUAL = [step for step in STEPS if step != "profile"]
 
 
 def run_step(model: str, step: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -261,8 +305,10 @@ def run_step(model: str, step: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.verify_gpu", "--models", model, "--one", step, "--work", args.work,
                "--gguf", args.gguf]  # fmt: skip
     environment = os.environ | {"GOLDEN": args.golden}
-    if step == "vllm":
+    if step in {"vllm", "profile"}:
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for spread_logits
+    if step == "profile":
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if step == "token_difr":
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     started = time.perf_counter()
@@ -275,7 +321,7 @@ def run_step(model: str, step: str, args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(last[0]) | {f"{step}_step_seconds": time.perf_counter() - started}
 
 
-def hardware() -> dict[str, Any]:
+def hardware(commit: str) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     def known(name: str) -> str | None:
@@ -284,41 +330,66 @@ def hardware() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if not commit:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+        commit = said.stdout.strip()
     return {
         "gpu": torch.cuda.get_device_name(), "python": platform.python_version(), "torch": torch.__version__,
         **{name: known(name) for name in ("triton", "vllm", "transformers", "token-difr")},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit.stdout.strip() or None,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit or None,
     }  # fmt: skip
+
+
+def ratios(case: dict[str, Any]) -> dict[str, float]:
+    """What the speeds of a case, as far as they are known, are to each other."""
+    pairs = {
+        "ratio_to_bare": ("seedproof_vllm", "bare_prefill"),
+        "transformers_ratio_to_bare": ("seedproof_transformers", "bare_prefill"),
+        "ratio_to_token_difr": ("seedproof_vllm", "token_difr"),
+    }
+    speeds = {name: [case.get(f"{side}_tokens_per_second") for side in sides] for name, sides in pairs.items()}
+    return {name: ours / peers for name, (ours, peers) in speeds.items() if ours and peers}
+
+
+def saved_cases(path: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """Cases of a report that was made with the same commit, GPU and versions; raises ValueError at another's."""
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text())
+    if any(report["hardware"][name] != here[name] for name in here if name != "date"):
+        raise ValueError(f"{path} was not made with this commit, GPU and versions: give another --save")
+    return report["cases"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["llama", "smollm2", "wide"])
-    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--steps", nargs="+", default=USUAL, choices=list(STEPS))
     parser.add_argument("--gguf", default="smollm2.gguf", help="SmolLM2-135M-Instruct as GGUF")
     parser.add_argument("--golden", default="../shared/golden")
     parser.add_argument("--work", default=os.path.join(tempfile.gettempdir(), "verify_gpu"))
     parser.add_argument("--save", default=str(ROOT / "bench/results/verify_gpu.json"))
     parser.add_argument("--logs", default="")
+    parser.add_argument("--commit", default="", help="of this tree, where git cannot tell")
+    parser.add_argument("--add", action="store_true", help="to the saved cases of the same commit, GPU and versions")
     parser.add_argument("--one", choices=list(STEPS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         path = make_model(args.models[0], Path(args.work), Path(args.gguf))
         print(json.dumps(STEPS[args.one](path, args.models[0])), flush=True)
         return
-    report: dict[str, Any] = {"hardware": hardware(), "sequences": SEQUENCES, "prompt": PROMPT, "output": OUTPUT}
+    report: dict[str, Any] = {
+        "hardware": hardware(args.commit), "sequences": SEQUENCES, "prompt": PROMPT, "output": OUTPUT, "cases": {}
+    }  # fmt: skip
+    if args.add:
+        report["cases"] = saved_cases(Path(args.save), report["hardware"])
     for model in args.models:
-        case: dict[str, Any] = {}
+        case: dict[str, Any] = report["cases"].setdefault(model, {})
         for step in args.steps:
             if step == "golden" and model != "smollm2":
                 continue
             case |= run_step(model, step, args)
-            bare = case.get("bare_prefill_tokens_per_second")
-            ours = case.get("seedproof_vllm_tokens_per_second")
-            if bare and ours:
-                case["ratio_to_bare"] = ours / bare
-            report.setdefault("cases", {})[model] = case
+            case |= ratios(case)
             Path(args.save).parent.mkdir(parents=True, exist_ok=True)
             Path(args.save).write_text(json.dumps(report, indent=1) + "\n")
         print(model, json.dumps(case, indent=1), flush=True)

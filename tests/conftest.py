@@ -18,6 +18,9 @@ _numbers = itertools.count(1)
 
 # As the command line does (seedproof.main), and like it before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Triton reads this once, when it is imported.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -87,8 +87,8 @@ def _neg_log1m_f(u):
 
 
 @triton.jit
-def _exponential(k0, k1, k2, k3, v, threads, WRAPPED: tl.constexpr, APPROXIMATE: tl.constexpr):
-    """Value v of one row filled by torch's `exponential_`; APPROXIMATE takes the GPU's own logarithm, as it does."""
+def _race_word(k0, k1, k2, k3, v, threads, WRAPPED: tl.constexpr):
+    """The word that torch's `exponential_` makes value v of a row from."""
     zero = v ^ v
     if WRAPPED:
         turn = v // threads.to(tl.uint32)
@@ -97,6 +97,19 @@ def _exponential(k0, k1, k2, k3, v, threads, WRAPPED: tl.constexpr, APPROXIMATE:
         w = tl.where(lane == 0, w0, tl.where(lane == 1, w1, tl.where(lane == 2, w2, w3)))
     else:
         w, _1, _2, _3 = _philox(k0, k1, k2 + zero, k3 + zero, v, zero)
+    return w
+
+
+@triton.jit
+def _folded(w0):
+    """Triton's 31-bit whole number of a word, as float32 (`uint_to_uniform_float`)."""
+    return tl.where(w0 >= 0x80000000, w0 ^ 0xFFFFFFFF, w0).to(tl.int32).to(tl.float32)
+
+
+@triton.jit
+def _exponential(k0, k1, k2, k3, v, threads, WRAPPED: tl.constexpr, APPROXIMATE: tl.constexpr):
+    """Value v of one row filled by torch's `exponential_`; APPROXIMATE takes the GPU's own logarithm, as it does."""
+    w = _race_word(k0, k1, k2, k3, v, threads, WRAPPED)
     x = w.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     if APPROXIMATE:
         lg2 = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
@@ -146,7 +159,7 @@ def gumbel(k0, k1, k2, k3, v, threads, FAMILY: tl.constexpr, WRAPPED: tl.constex
         if FAMILY == _C:
             g = -tl.log(_wide_exponential(w0, w1))
         else:
-            r = tl.where(w0 >= 0x80000000, w0 ^ 0xFFFFFFFF, w0).to(tl.int32).to(tl.float32) * _STEP31
+            r = _folded(w0) * _STEP31
             if FAMILY == _A:
                 g = -tl.log(-tl.log(r + 1e-20) + 1e-20)
             elif FAMILY == _B:
@@ -156,3 +169,30 @@ def gumbel(k0, k1, k2, k3, v, threads, FAMILY: tl.constexpr, WRAPPED: tl.constex
             else:
                 g = -tl.log(_neg_log1m(tl.maximum(r, _STEP31)))
     return g
+
+
+@triton.jit
+def may_beat(k0, k1, k2, k3, v, threads, ratio, FAMILY: tl.constexpr, WRAPPED: tl.constexpr):
+    """Whether token ids v (a block of uint32) may win by noise of e^−g < `ratio`; True a few times too often.
+
+    Of the random word alone: e^−g is −ln u or −ln(1 − u) of its uniform u, thus at least 1 − u or u. The slack covers
+    rounding of both sides and the GPU's logarithm (2^−21.4).
+    """
+    if FAMILY == _GREEDY:
+        least = 1.0
+    elif FAMILY == _RACE:
+        least = 1.0 - _race_word(k0, k1, k2, k3, v, threads, WRAPPED).to(tl.float32) * 2.3283064365386963e-10
+    elif FAMILY == _F:
+        least = _murmur(k0, v).to(tl.float32) * 2.3283064365386963e-10
+    elif FAMILY > _F:
+        least = 1.0 - _murmur(k0, v).to(tl.float32) * 2.3283064365386963e-10
+    else:
+        zero = v ^ v
+        w0, w1, _w2, _w3 = _philox(k0, k1, v, zero, zero, zero)
+        if FAMILY == _C:
+            least = 1.0 - w1.to(tl.float32) * 2.3283064365386963e-10
+        elif FAMILY == _E:
+            least = _folded(w0) * _STEP31
+        else:
+            least = 1.0 - _folded(w0) * _STEP31
+    return least <= ratio * 1.0001 + 5e-7

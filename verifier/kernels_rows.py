@@ -31,6 +31,14 @@ class Noise(IntEnum):
     SGLANG_0518 = 9
 
 
+REACH = {
+    Noise.GREEDY: 1e-3, Noise.CUDA_RACE: 17.0, Noise.VLLM_A: 17.0, Noise.VLLM_B: 17.0, Noise.VLLM_C: 45.0,
+    Noise.VLLM_D: 17.0, Noise.VLLM_E: 22.0, Noise.VLLM_F: 23.0, Noise.SGLANG_059: 1e30, Noise.SGLANG_0518: 23.0,
+}  # fmt: skip
+"""More than the largest noise of each family: −ln of its smallest exponential (2^−24 of a float32 uniform below 1,
+2^−31, 2^−33, 2^−64); SGLang's older one is unbounded."""
+
+
 @dataclass(frozen=True)
 class KernelRows:
     """Claims of R rows that share one noise family.

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from verifier.errors import BadSequence, ReferenceTooSmall, ReferenceUnreadable
+from verifier.kernels_rows import sent
 from verifier.sequences import TokenSequence
 
 BATCH_TOKENS = 2048  # of one forward pass, padding included
@@ -101,10 +103,16 @@ class TransformersReference:
     def _hidden(self, sequences: list[TokenSequence]) -> torch.Tensor:
         """Last hidden states [B, L, H] (or, where the head cannot be split off, logits [B, L, V])."""
         inputs = [s.prompt_token_ids + s.output_token_ids[:-1] for s in sequences]
-        ids = torch.zeros((len(inputs), max(map(len, inputs))), dtype=torch.long)
+        ids = np.zeros((len(inputs), self._padded(max(map(len, inputs)))), np.int64)
         for row, tokens in enumerate(inputs):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        ids = ids.to(self.device)
+            ids[row, : len(tokens)] = tokens
+        return self._forward(sent(ids, self.device))
+
+    def _padded(self, length: int) -> int:
+        """The length that a batch is padded to."""
+        return length
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self._shares_head:
             hidden: torch.Tensor = self._trunk(input_ids=ids, use_cache=False).last_hidden_state
             return hidden
@@ -150,15 +158,28 @@ def _end_token_ids(model: Any) -> tuple[int, ...]:
     return tuple(int(token_id) for token_id in listed if token_id is not None)
 
 
-def packed(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the non-empty sequences in batches of like length, at most `batch_tokens` padded tokens each."""
+def packed(sequences: Sequence[TokenSequence], batch_tokens: int) -> list[list[int]]:
+    """Numbers of the non-empty sequences in batches of like length and size, at most `batch_tokens` padded tokens each.
+
+    A sequence that is longer has a batch of its own.
+    """
     lengths = [len(s.prompt_token_ids) + len(s.output_token_ids) - 1 for s in sequences]
     todo = [i for i, s in enumerate(sequences) if s.output_token_ids]
-    batch: list[int] = []
-    for number in sorted(todo, key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
+    order = sorted(todo, key=lambda i: -lengths[i])
+    batches = _filled(order, lengths, batch_tokens)
+    if not batches:
+        return []
+    share = -(-sum(lengths[batch[0]] * len(batch) for batch in batches) // len(batches))
+    even = _filled(order, lengths, min(share, batch_tokens))
+    return even if len(even) == len(batches) else batches
+
+
+def _filled(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Numbers, by falling length, cut before every one that its batch has no room for."""
+    batches: list[list[int]] = []
+    for number in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches

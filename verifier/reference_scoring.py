@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from verifier import kernels_twin
 from verifier.filters import EDGE
 from verifier.kernels_rows import COLUMNS, KernelRows, Noise, sent
 from verifier.processors import changes_logits
@@ -44,6 +45,12 @@ class Piece:
     claim: Claim
     first: int
     count: int
+
+
+def chunk_rows(budget: int, width: int, item: int) -> int:
+    """Rows of logits [R, width] that fit into `budget` bytes; whole tiles of matrix products, if there is room."""
+    rows = max(1, budget // (width * item))
+    return rows - rows % 256 if rows > 256 else rows
 
 
 def family(claim: Claim) -> Family | None:
@@ -93,10 +100,13 @@ def score_pieces(
 
 
 def _by_kernel(logits: torch.Tensor, pieces: Sequence[Piece], shared: Family | None) -> torch.Tensor:
+    assert shared is not None
+    rows = kernel_rows(pieces, *shared, width=logits.shape[1])
+    if not logits.is_cuda:
+        return kernels_twin.score_rows(logits, rows)
     from verifier.kernels import score_rows as score_on_device
 
-    assert shared is not None
-    return score_on_device(logits, kernel_rows(pieces, *shared, width=logits.shape[1]))
+    return score_on_device(logits, rows)
 
 
 def kernel_rows(pieces: Sequence[Piece], noise: Noise, threads: int, *, width: int) -> KernelRows:

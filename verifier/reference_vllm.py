@@ -69,7 +69,7 @@ class VLLMReference:
         self._start(vllm.__version__)
 
     def _start(self, version: str) -> None:
-        for complaint in self.engine.collective_rpc("start_scoring", args=(list(self.end_token_ids),)):
+        for complaint in self.engine.collective_rpc("start_scoring", args=(list(self.end_token_ids), self.width)):
             if complaint:
                 raise ReferenceUnreadable(
                     f"vLLM {version} is not built as the {_KNOWN} we know ({complaint}): "
@@ -126,6 +126,8 @@ class VLLMReference:
             )
             for n in numbers
         ]  # fmt: skip
+        for each in params:
+            each.skip_clone = True  # vLLM would copy it, to be safe from changes that nobody makes
         self.engine.generate(prompts, params, use_tqdm=False)
         # Every tensor-parallel rank has the same scores, and earlier pipeline ranks have none.
         found: list[tuple[int, int, bytes]] = max(self.engine.collective_rpc("take_scores"), key=len)

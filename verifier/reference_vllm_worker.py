@@ -4,8 +4,9 @@ vLLM mixes `ScoringExtension` into its worker class (`worker_extension_cls`), on
 into the one object whose step sees the hidden states of prompt tokens:
     V2 runner   model_runner.prompt_logprobs_worker, replaced by `ScoringPromptLogprobs`, which wraps it
     V1 runner   model_runner._get_prompt_logprobs_dict, which every step calls
-Claims travel in SamplingParams.extra_args. vLLM's internals are nobody's promise: what does not look as it did when
-this was written (vLLM 0.26) is refused before any request.
+Claims travel in SamplingParams.extra_args, as bytes: vLLM copies what is in there deeply, which costs a list of tokens
+more than its scores. vLLM's internals are nobody's promise: what does not look as it did when this was written
+(vLLM 0.26 to 0.33) is refused before any request.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 
 from verifier.kernels_rows import sent
-from verifier.reference_scoring import Piece, score_pieces
+from verifier.reference_scoring import Piece, chunk_rows, score_pieces
 from verifier.replay import Claim
 from verifier.samplers import contract
 from verifier.sampling_params import SamplingParams
@@ -36,13 +38,12 @@ Span = tuple[str, int, int, int]
 """A request's id, its first row in the step's hidden states, the prompt position of that row, and its rows."""
 
 
-def packed_claim(number: int, claim: Claim) -> dict[str, Any]:
-    """What a worker needs to know of a claim, in plain types."""
-    return {
-        "number": number, "prompt": list(claim.sequence.prompt_token_ids),
-        "output": list(claim.sequence.output_token_ids), "seed": (claim.seed + 2**63) % 2**64 - 2**63,
-        "contract": claim.contract.id, "params": _plain(claim.params),
-    }  # fmt: skip
+def packed_claim(number: int, claim: Claim) -> bytes:
+    """What a worker needs to know of a claim, as JSON."""
+    return orjson.dumps({
+        "number": number, "prompt": claim.sequence.prompt_token_ids, "output": claim.sequence.output_token_ids,
+        "seed": (claim.seed + 2**63) % 2**64 - 2**63, "contract": claim.contract.id, "params": _plain(claim.params),
+    })  # fmt: skip
 
 
 def _plain(params: SamplingParams) -> dict[str, Any]:
@@ -53,14 +54,14 @@ def _plain(params: SamplingParams) -> dict[str, Any]:
     return changed
 
 
-def unpacked_claim(values: Mapping[str, Any]) -> Claim:
-    """The claim that `packed_claim` packed."""
+def unpacked_claim(packed: bytes) -> tuple[int, Claim]:
+    """The number and claim that `packed_claim` packed."""
+    values = orjson.loads(packed)
     params = {name: [tuple(w) for w in value] if name == "bad_words_token_ids" else value
               for name, value in values["params"].items()}  # fmt: skip
-    return Claim(
-        TokenSequence(list(values["prompt"]), list(values["output"])), values["seed"],
-        SamplingParams.from_fields(params), contract(values["contract"]),
-    )  # fmt: skip
+    sequence = TokenSequence(values["prompt"], values["output"])
+    rules = contract(values["contract"])
+    return values["number"], Claim(sequence, values["seed"], SamplingParams.from_fields(params), rules)
 
 
 @dataclass
@@ -68,6 +69,7 @@ class StepScorer:
     """Scores the output tokens of each step's rows; results stay on the GPU until taken."""
 
     end_token_ids: Sequence[int]
+    width: int
     claims: dict[str, tuple[int, Claim]] = field(default_factory=dict)
     results: list[tuple[list[Piece], torch.Tensor]] = field(default_factory=list)
     undrawn: dict[int, int] = field(default_factory=dict)
@@ -75,9 +77,9 @@ class StepScorer:
     def admit(self, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
         """Remember a request's claim, if it has one."""
         if extra_args and KEY in extra_args:
-            values = extra_args[KEY]
-            self.claims[request_id] = (values["number"], unpacked_claim(values))
-            self.undrawn.pop(values["number"], None)
+            number, claim = unpacked_claim(extra_args[KEY])
+            self.claims[request_id] = (number, claim)
+            self.undrawn.pop(number, None)
 
     def forget(self, request_id: str) -> None:
         """A request has left the worker."""
@@ -101,16 +103,13 @@ class StepScorer:
 
     def _score(self, logits_of: Logits, hidden: torch.Tensor, pieces: list[Piece], rows: np.ndarray[Any, Any]) -> None:
         index = sent(rows, hidden.device)
-        first, step = 0, 1024
-        while first < len(rows):
+        step = chunk_rows(CHUNK_BYTES, self.width, hidden.element_size())
+        for first in range(0, len(rows), step):
             logits = logits_of(hidden[index[first : first + step]])
-            parts = cut(pieces, first, min(first + step, len(rows)))
             if logits is not None:  # None: another tensor-parallel rank has them
+                parts = cut(pieces, first, min(first + step, len(rows)))
                 scores = score_pieces(logits.contiguous(), parts, self.end_token_ids, self.undrawn)
                 self.results.append((parts, scores))
-            first += step
-            if logits is not None:
-                step = max(1, CHUNK_BYTES // (logits.shape[1] * logits.element_size()))
 
     def take(self) -> list[tuple[int, int, bytes]]:
         """Claim number, first output token and float32 columns of all results since the last call."""
@@ -172,9 +171,9 @@ class ScoringExtension:
 
     model_runner: Any
 
-    def start_scoring(self, end_token_ids: list[int]) -> str:
-        """Hook in; returns an empty text, or what of this vLLM looks different from the one we know."""
-        scorer = StepScorer(end_token_ids)
+    def start_scoring(self, end_token_ids: list[int], width: int) -> str:
+        """Hook in; returns an empty text, or what of this vLLM looks different from the ones we know."""
+        scorer = StepScorer(end_token_ids, width)
         self._seedproof_scorer = scorer
         runner = self.model_runner
         if hasattr(runner, "prompt_logprobs_worker"):
