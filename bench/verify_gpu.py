@@ -5,7 +5,7 @@ Every step runs in a process of its own, so that an engine's memory is gone befo
     transformers  our scores from transformers, packed, eager and compiled; scoring's memory beyond the trunk's
     token_difr    token_difr.verify_outputs, unmodified; the time of building its engine is left out
     kernel        the fused kernel and its torch twin on 2,048 rows of logits
-    golden        match rates of recorded vLLM outputs on the real model, by both of our references
+    golden        match rates of recorded vLLM outputs on the real model, by both of our references; and in float32
 Weights of `llama` and `wide` are dummies: speed does not depend on them. Tokens per second are of prompt and output.
 
     usage: python -m bench.verify_gpu [--models llama smollm2 wide] [--steps vllm …] [--gguf FILE] [--golden DIR]
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -64,6 +64,11 @@ KERNEL_CASES = {
     "v2_26_p95": (SamplingParams(top_p=0.95), "vllm@0.26.0/v2"), "greedy": (SamplingParams(temperature=0), SAMPLER),
 }  # fmt: skip
 GOLDEN = (("honest_bf16", "vllm@0.26.0/v1"), ("v2_plain", "vllm@0.26.0/v2"), ("int4", "vllm@0.26.0/v1"))
+V1_FILES = ("honest_bf16_seq", "plain_t1", "t07_p09", "fp8", "temp11", "v1_pen", "v1_bias")
+MORE_GOLDEN = (
+    *((file, GOLDEN[0][1]) for file in V1_FILES),
+    ("greedy", "greedy"), *((file, GOLDEN[1][1]) for file in ("v2_n4", "v2_compiled", "v2_fp8")),
+)  # fmt: skip
 
 
 def make_model(name: str, folder: Path, gguf: Path) -> Path:
@@ -272,30 +277,37 @@ def peaked_logits(count: int, width: int) -> torch.Tensor:
 
 
 def step_golden(path: Path, model: str) -> dict[str, Any]:
+    """Match rates of three recorded files by both references in bfloat16, as the provider ran."""
     from verifier.reference_vllm import VLLMReference
 
-    folder = Path(os.environ["GOLDEN"])
-    found: dict[str, Any] = {}
-    makers: dict[str, Callable[[], Any]] = {
-        "transformers": lambda: CudaReference(path), "vllm": lambda: VLLMReference(path, max_model_len=2048),
-    }  # fmt: skip
-    for backend, make in makers.items():
-        reference = make()
-        for file, sampler in GOLDEN:
-            claims = claims_of(read_recordings(folder / f"{file}.jsonl"), contract(sampler), file)
-            scores = TokenScores.join(reference.scores(claims))
-            found[f"{backend}_{file}"] = {
-                "tokens": len(scores), "exact_match": float(scores.exact_match.mean()),
-                "outside": int((~scores.inside_support).sum()), "edge": int(scores.edge.sum()),
-            }  # fmt: skip
-        del reference
-        torch.cuda.empty_cache()
+    return {
+        **golden_rates(CudaReference(path), GOLDEN, "transformers"),
+        **golden_rates(VLLMReference(path, max_model_len=2048), GOLDEN, "vllm"),
+    }
+
+
+def step_golden_float32(path: Path, model: str) -> dict[str, Any]:
+    """Match rates of all recorded files by transformers in float32, as on a CPU."""
+    return golden_rates(CudaReference(path, dtype=torch.float32), [*GOLDEN, *MORE_GOLDEN], "float32")
+
+
+def golden_rates(reference: Any, files: Sequence[tuple[str, str]], name: str) -> dict[str, Any]:
+    found = {}
+    for file, sampler in files:
+        # temp11 was drawn at another temperature than its provider claims.
+        overrides = {"temperature": 1.0} if file == "temp11" else {}
+        recordings = read_recordings(Path(os.environ["GOLDEN"]) / f"{file}.jsonl", overrides=overrides)
+        scores = TokenScores.join(reference.scores(claims_of(recordings, contract(sampler), file)))
+        found[f"{name}_{file}"] = {
+            "tokens": len(scores), "exact_match": float(scores.exact_match.mean()),
+            "outside": int((~scores.inside_support).sum()), "edge": int(scores.edge.sum()),
+        }  # fmt: skip
     return found
 
 
 STEPS = {
     "kernel": step_kernel, "vllm": step_vllm, "transformers": step_transformers, "token_difr": step_token_difr,
-    "golden": step_golden, "profile": step_profile,
+    "golden": step_golden, "golden_float32": step_golden_float32, "profile": step_profile,
 }  # fmt: skip
 USUAL = [step for step in STEPS if step != "profile"]
 
@@ -386,7 +398,7 @@ def main() -> None:
     for model in args.models:
         case: dict[str, Any] = report["cases"].setdefault(model, {})
         for step in args.steps:
-            if step == "golden" and model != "smollm2":
+            if step.startswith("golden") and model != "smollm2":
                 continue
             case |= run_step(model, step, args)
             case |= ratios(case)
