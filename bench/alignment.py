@@ -1,6 +1,6 @@
 """Tokens a second of the way from an answer back to its ids, apart from the reference model.
 
-    python -m bench.alignment [--answers 200]
+    python -m bench.alignment [--answers 200] [--save]
 
     given     ids checked against the text that the client saw; the peer is transformers' own decode and compare
     lattice   the search's bookkeeping: one answer in three has a token pair that the tokenizer would write as one,
@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.run import ROOT, save_case
 from verifier.alignment import align
 from verifier.answers import AnswerText
 from verifier.demo_model import ensure_demo_model
@@ -28,7 +29,9 @@ from verifier.lattice import search
 from verifier.scoring import TokenScores
 from verifier.tokenization import ChatTokenizer
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "golden"
+GOLDEN = ROOT / "tests" / "data" / "golden"
+LEAST = {"given": 200_000, "lattice": 20_000}
+"""Tokens a second of CPU time."""
 
 
 def choices(count: int) -> list[dict[str, Any]]:
@@ -92,12 +95,17 @@ def main() -> None:
     """Print one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=200)
-    count = parser.parse_args().answers
+    parser.add_argument("--save", action="store_true", help="put the rates into bench/results/alignment.json")
+    args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = ChatTokenizer(ensure_demo_model())
-    answers = choices(count)
+    answers, found = choices(args.answers), {}
     for name, work in (("given", given), ("peer: transformers decode", peer), ("lattice", lattice)):
-        print(f"{name:28s} {rate(lambda work=work: work(answers, tokenizer)):12,.0f} tokens/s of one core")  # type: ignore[misc]
+        found[name] = rate(lambda work=work: work(answers, tokenizer))  # type: ignore[misc]
+        print(f"{name:28s} {found[name]:12,.0f} tokens/s of one core", flush=True)
+        if args.save:
+            save_case("alignment", {"case": name, "tokens_per_cpu_second": round(found[name])})
+    sys.exit(any(found[name] < least for name, least in LEAST.items()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """From recorded answers to ids: claims checked against the text, logprob entries, and text put together again."""
 
+import contextlib
 import json
+import time
 from copy import deepcopy
 
 import numpy as np
@@ -243,3 +245,65 @@ def test_lone_surrogates_have_a_reason(text):
 def test_hostile_text_is_spelled(text):
     aligned = align(choice(text, finish_reason="length"), smollm, complete=True)
     assert spelling.spell(aligned.token_ids, special=False).decode() == text
+
+
+def test_a_record_that_broke_off_leaves_its_last_token_open():
+    (text,) = answer_texts(choice("one two thr", finish_reason=None), smollm, complete=False)
+    ids = text.token_ids(spelling)
+    assert text.inferred_tokens(spelling.ends(ids)).tolist() == [False] * (len(ids) - 1) + [True]
+
+
+def test_ids_may_spell_markers_around_what_clients_saw_but_not_another_answer():
+    told = smollm.encode("<think>why</think>" + "and something quite different " * 30 + "Hello")
+    assert refusal(choice("Hello", reasoning="why", token_ids=told)) == "ids_do_not_match_text"
+
+
+def test_logprob_entries_without_bytes_may_be_bare_pieces_or_nothing_at_all():
+    ids = smollm.encode("The quick brown fox")
+    pieces = [{"token": smollm._tokenizer.convert_ids_to_tokens(token), "bytes": None} for token in ids]
+    assert align(choice("The quick brown fox", logprobs=pieces), smollm, complete=True).token_ids == [*ids, END]
+    odd = [{"token": "Q", "bytes": None} for _ in ids]
+    assert align(choice("The quick brown fox", logprobs=odd), smollm, complete=True).source == "retokenized"
+
+
+def test_an_end_token_without_text_among_the_logprobs_is_the_end_token():
+    ids = smollm.encode("The quick brown fox")
+    told = [*entries(ids), {"token": "", "bytes": []}]
+    assert align(choice("The quick brown fox", logprobs=told), smollm, complete=True).token_ids == [*ids, END]
+
+
+def cpu_seconds(answer):
+    started = time.process_time()
+    with contextlib.suppress(Unsupported):
+        align(answer, smollm, complete=True)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        lambda text: choice(text, finish_reason="length"),
+        lambda text: choice(text.replace(" ", "�"), finish_reason="length"),
+        lambda text: choice(text + "\x1d", finish_reason="length"),  # SmolLM2 has no token for it
+        lambda text: choice("a", reasoning=text),
+        lambda text: choice(text, token_ids=spelling.encode(text[:1000]) * (len(text) // 1000)),
+        lambda text: choice(text, logprobs=entries(spelling.encode(text[:2000])) * (len(text) // 2000)),
+        lambda text: choice("", tool_calls=[
+            {"function": {"name": "weather", "arguments": json.dumps({"<|im_end|>": [text[:99]] * (len(text) // 99)})}}
+        ]),
+        lambda text: choice("<|im_end|><think>" * (len(text) // 18), finish_reason="length"),
+        lambda text: choice("\u200b\ufeff" * (len(text) // 6), finish_reason="length"),
+    ],
+    ids=["text", "lost bytes", "unspellable end", "reasoning", "ids", "logprobs", "tool call", "markers", "zero width"],
+)  # fmt: skip
+def test_answers_of_megabytes_take_linear_time_and_raise_nothing_but_a_reason(flood):
+    unit = "The quick brown fox jumps over the lazy dog. "
+    cpu_seconds(flood(unit * 1_000))
+    small, large = (cpu_seconds(flood(unit * n)) for n in (5_000, 40_000))
+    assert large < 0.5 + 20 * small
+
+
+def test_ten_megabytes_have_a_reason_and_no_exception():
+    text = "The quick brown fox jumps over the lazy dog.\n" * 230_000
+    aligned = align(choice(text, finish_reason="length"), smollm, complete=True)
+    assert spelling.spell(aligned.token_ids) == text.encode()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recorded import golden
 from test_verifier_tokenization import CORPUS, KINDS
 
-from verifier.answers import AnswerText
+from verifier.answers import AnswerText, answer_texts
 from verifier.errors import BadSequence
 from verifier.lattice import MAX_DEPTH, MAX_TRIED, Reading, Tail, evidence, search
 from verifier.recordings import Recording, read_recordings
@@ -32,7 +32,13 @@ def scores_of(tail: Tail, predicted: list[int], chance: float) -> TokenScores:
 
 def read(text: AnswerText, spelling: Spelling, predict: Callable[[Tail], list[int]], chance: float = 0.1) -> Reading:
     """Run a search whose model predicts by `predict` and finds every claimed token as likely as `chance`."""
-    running = search([text], spelling)
+    return read_any([text], spelling, predict, chance)
+
+
+def read_any(
+    texts: list[AnswerText], spelling: Spelling, predict: Callable[[Tail], list[int]], chance: float = 0.1
+) -> Reading:
+    running = search(texts, spelling)
     tail = next(running)
     while True:
         try:
@@ -169,15 +175,7 @@ def test_another_layout_is_taken_where_the_first_falls_out_of_step():
     likely = AnswerText(start + b"\n\n" + TEXT.encode(), inferred=((0, 9),))
     real = AnswerText(start + TEXT.encode(), inferred=((0, 7),))
     truth = real.token_ids(spelling)
-    running = search([likely, real], spelling)
-    predict = drawn(truth, spelling, 0.0, 1)
-    tail = next(running)
-    while True:
-        try:
-            tail = running.send(scores_of(tail, predict(tail), 0.1))
-        except StopIteration as done:
-            reading = done.value
-            break
+    reading = read_any([likely, real], spelling, drawn(truth, spelling, 0.0, 1))
     assert reading.token_ids == truth
     assert 0 < reading.ambiguous.sum() < 10
 
@@ -212,3 +210,52 @@ def _another_path(recording: Recording, tokenizer: ChatTokenizer) -> bool:
     ids, end = recording.sequence.output_token_ids, list(tokenizer.end_token_ids[:1])
     encoded = tokenizer.spelling.encode(recording.text or "")
     return ids not in (encoded, encoded + end)
+
+
+def behind_a_guess(guess: bytes, real: bytes) -> tuple[AnswerText, list[int]]:
+    """An answer with a stretch in its middle that no client saw, and what was really drawn."""
+    spelling, head, rest = KINDS["smollm2"].spelling, TEXT[:300].encode(), TEXT[300:600].encode()
+    text = AnswerText(head + guess + rest, inferred=((len(head), len(head + guess)),))
+    return text, [id_ for part in (head, real, rest) for id_ in spelling.encode_bytes(part)]
+
+
+def test_a_wrong_guess_loses_step_and_what_follows_is_ambiguous_not_wrong():
+    spelling = KINDS["smollm2"].spelling
+    text, truth = behind_a_guess(b"</think>\n\n", b"</reasoning>\n\n\n")
+    reading = read(text, spelling, drawn(truth, spelling, 0.0, 1))
+    assert reading.lost_step
+    assert reading.scores.exact_match[~reading.ambiguous].all()
+    assert 0.3 < reading.ambiguous.mean() < 0.7
+
+
+def test_a_right_guess_and_a_wrong_seed_lose_no_step():
+    spelling = KINDS["smollm2"].spelling
+    text, truth = behind_a_guess(b"</think>\n\n", b"</think>\n\n")
+    right = read(text, spelling, drawn(truth, spelling, 0.0, 1))
+    assert not right.lost_step
+    assert right.ambiguous.mean() < 0.1
+    wrong = read(text, spelling, drawn([5, *truth], spelling, 0.0, 1))
+    assert not wrong.lost_step
+    assert wrong.ambiguous.mean() < 0.1
+    assert wrong.scores.exact_match[~wrong.ambiguous].mean() < 0.1
+
+
+def test_whitespace_drawn_in_place_of_the_end_token_may_have_been_trimmed():
+    spelling = KINDS["smollm2"].spelling
+    (newline,) = spelling.encode("\n")
+    for predicted, unclear in ((newline, True), (spelling.encode("x")[0], False)):
+        running = search([AnswerText(b"Hello<|im_end|>", ((5, 2),))], spelling, end_token_ids=(2,))
+        tail = next(running)
+        with pytest.raises(StopIteration) as done:
+            running.send(scores_of(tail, [*tail.token_ids[:-1], predicted], 0.1))
+        assert done.value.value.ambiguous.tolist() == [False] * (len(tail.token_ids) - 1) + [unclear]
+
+
+def test_a_first_space_that_decoding_dropped_is_found_again():
+    mistral = KINDS["mistral"]
+    texts = answer_texts({"text": TEXT[:200], "finish_reason": "length"}, mistral)
+    assert [text.data[:4] for text in texts] == [b"The ", b" The"]
+    truth = mistral.encode(TEXT[:200])
+    assert mistral.spelling.spell(truth[:1]) == b" The"
+    reading = read_any(texts, mistral.spelling, drawn(truth, mistral.spelling, 0.0, 1))
+    assert reading.token_ids == truth

@@ -5,10 +5,10 @@ reference. Where a token mismatches although the token that the contract predict
 path through the predicted token is scored too, and the one with the better evidence is kept.
 
 Evidence weighs two hypotheses: that the path was drawn with this seed by a model of the reference's kind, and that it
-was drawn without it, so that a token of probability p matches with probability p only. The likelihood ratio's mean
-under the second is 1: by Markov's inequality text that owes nothing to the seed wins one tried path with probability
-at most exp(−THRESHOLD). So the search cannot buy matches for a cheat, and it ends where the answer so far shows no
-trace of the seed.
+was drawn without it, so that a token of probability p matches with probability p only. Under the second the likelihood
+ratio is a martingale of mean 1: by Ville's inequality text that owes nothing to the seed wins, through one given token
+at one place, with probability at most exp(−THRESHOLD), however often one looks. And the search ends where the answer so
+far shows no trace of the seed, so a cheat cannot buy matches; `bench.hidden_ids` measures that it does not.
 """
 
 from __future__ import annotations
@@ -198,15 +198,17 @@ class _Search:
                 rival = yield from self._scored(self._leaving(rival, off), rival)
             except BadSequence:
                 return path
-            odds = [(rival.evidence_to(byte, branch), path.evidence_to(byte, branch)) for byte in horizons]
+            again = self._next_branch(rival, off + 1, rival.tokens_to(horizon))
+            # where the rival parts from the text's own tokens once more, it may have shown enough before
+            looked = horizons if again is None else [*horizons, rival.start(again)]
+            odds = [(rival.evidence_to(byte, branch), path.evidence_to(byte, branch)) for byte in looked]
             if any(theirs >= THRESHOLD and theirs - ours >= THRESHOLD for theirs, ours in odds):
                 self._taken += 1
                 return rival
-            again = self._next_branch(rival, off + 1, rival.tokens_to(horizon))
             if again is None or rival.evidence(branch, again) < 0.0:
                 break
             off = again
-        if all(theirs > 0.0 and theirs > ours - THRESHOLD for theirs, ours in odds):
+        if all(theirs > 0.0 and theirs > ours - THRESHOLD for theirs, ours in odds[: len(horizons)]):
             self._unclear.append(_contested(path, rival, branch, horizon))
         return path
 

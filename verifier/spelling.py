@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.errors import Unsupported
+from verifier.prefixes import common_prefix
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACES_AWAY = {"Strip", "Fuse"}  # they join a decoded sequence and trim its start; no token's own spelling changes
@@ -106,7 +107,13 @@ class Spelling:
         return ids + list(self._cover(tail))
 
     def _checked(self, token_ids: list[int], data: bytes) -> list[int]:
-        return token_ids if self.spell(token_ids) == data else list(self._cover(data))
+        """The ids as far as they spell the data; what the tokenizer would change or drop is covered otherwise."""
+        spelled = self.spell(token_ids)
+        if spelled == data:
+            return token_ids
+        ends = self.ends(token_ids)
+        kept = int(np.searchsorted(ends, common_prefix(spelled, data), "right"))
+        return token_ids[:kept] + list(self._cover(data[int(ends[kept - 1]) if kept else 0 :]))
 
     def _cover(self, data: bytes) -> Iterator[int]:
         """The longest piece at each place: for bytes that the tokenizer itself cannot take or would change."""
