@@ -161,6 +161,15 @@ def test_a_hidden_stop_string_is_inferred_and_its_tokens_are_ambiguous():
     assert text.inferred_tokens(ends).tolist() == [False, True]
 
 
+def test_special_tokens_that_were_left_in_the_text_are_those_tokens():
+    shown = choice("Hello<|im_end|>")
+    assert align(shown, smollm, complete=True, special=True).token_ids == [*smollm.encode("Hello"), END]
+    assert align(choice("a<|im_start|>b", finish_reason="length"), smollm, complete=True, special=True).token_ids == (
+        smollm.encode("a<|im_start|>b")
+    )
+    assert END not in align(shown, smollm, complete=True).token_ids[:-1]
+
+
 def test_replaced_bytes_are_ambiguous():
     (text,) = answer_texts(choice("a � b", finish_reason="length"), smollm)
     touched = text.inferred_tokens(spelling.ends(text.token_ids(spelling)))

@@ -35,8 +35,9 @@ class Alignment:
 
 
 def align(
-    choice: Mapping[str, Any], tokenizer: ChatTokenizer, *, complete: bool, prompt: str = "", stop: Sequence[str] = ()
-) -> Alignment:
+    choice: Mapping[str, Any], tokenizer: ChatTokenizer, *, complete: bool, prompt: str = "",
+    stop: Sequence[str] = (), special: bool = False,
+) -> Alignment:  # fmt: skip
     """Output ids of one folded choice.
 
     Args:
@@ -45,6 +46,7 @@ def align(
         complete: the answer was recorded to its end.
         prompt: text of the prompt, which may open the reasoning.
         stop: the request's stop strings, for servers that do not say which one ended the answer.
+        special: special tokens were left in the text.
 
     Raises:
         Unsupported: `ids_do_not_match_text`, `tool_call_text`, `reasoning_text`, `text_not_unicode`,
@@ -56,7 +58,7 @@ def align(
     read = _ids_of_logprobs(choice, tokenizer, complete=complete, stop=stop)
     if read is not None:
         return Alignment(read, "logprobs")
-    texts = answer_texts(choice, tokenizer, prompt=prompt, complete=complete, stop=stop)
+    texts = answer_texts(choice, tokenizer, prompt=prompt, complete=complete, stop=stop, special=special)
     return Alignment(texts[0].token_ids(tokenizer.spelling), "retokenized", texts)
 
 

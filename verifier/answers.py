@@ -101,7 +101,7 @@ class AnswerText:
 
 def answer_texts(
     choice: Mapping[str, Any], model: ChatTokenizer, *, prompt: str = "", complete: bool = True,
-    stop: Sequence[str] = (),
+    stop: Sequence[str] = (), special: bool = False,
 ) -> list[AnswerText]:  # fmt: skip
     """What the model wrote for one folded choice, its end token included; the likeliest first.
 
@@ -113,6 +113,7 @@ def answer_texts(
         prompt: text of the prompt, whose end may open the reasoning.
         complete: the answer was recorded to its end.
         stop: the request's stop strings.
+        special: special tokens were left in the text (vLLM's `skip_special_tokens` false).
 
     Raises:
         Unsupported: `tool_call_text`, `reasoning_text`, `text_not_unicode`.
@@ -124,7 +125,7 @@ def answer_texts(
     for markers in _layouts(model, prompt) if reasoning else [_NO_MARKERS]:
         for pieces in calls:
             answer = [*_reasoned(markers, reasoning, text, followed=bool(text or pieces)), (text, True), *pieces]
-            written.append(_Writing(model).all(answer).ended(end))
+            written.append(_Writing(model, special=special).all(answer).ended(end))
     if model.spelling.drops_first_space and not written[0].data[:1].isspace():
         written.append(written[0].after_space())
     return list(dict.fromkeys(written))
@@ -178,8 +179,8 @@ _NO_MARKERS = Markers("", "")
 class _Writing:
     """Collects what was seen and what was inferred; marker tokens inside the inferred parts become marks."""
 
-    def __init__(self, model: ChatTokenizer) -> None:
-        self._model, self._data = model, bytearray()
+    def __init__(self, model: ChatTokenizer, *, special: bool = False) -> None:
+        self._model, self._data, self._special = model, bytearray(), special
         self._marks: list[tuple[int, int]] = []
         self._inferred: list[tuple[int, int]] = []
 
@@ -189,6 +190,9 @@ class _Writing:
         return self
 
     def _seen(self, text: str) -> None:
+        if self._special:
+            self._marked(text)
+            return
         start = len(self._data)
         data = utf8(text)
         self._data += data
@@ -198,23 +202,30 @@ class _Writing:
 
     def _hidden(self, text: str) -> None:
         start = len(self._data)
+        self._marked(text)
+        if len(self._data) > start:
+            self._inferred.append((start, len(self._data)))
+
+    def _marked(self, text: str) -> None:
         for piece in _split_at(text, self._model.marker_ids):
             if piece in self._model.marker_ids:
                 self._mark(self._model.marker_ids[piece])
             else:
                 self._data += utf8(piece)
-        if len(self._data) > start:
-            self._inferred.append((start, len(self._data)))
 
     def ended(self, end: _Ending) -> AnswerText:
         self._hidden(end.hidden)
         start = len(self._data)
-        if end.token is not None:
+        if end.token is not None and not self._shows(end.token):
             self._mark(end.token)
             self._inferred += [] if end.sure else [(start, len(self._data))]
         if end.cut and start:
             self._inferred.append((start - 1, start))
         return AnswerText(bytes(self._data), tuple(self._marks), tuple(self._inferred))
+
+    def _shows(self, token: int) -> bool:
+        """Whether the text that clients saw ends by this special token."""
+        return self._special and self._data.endswith(self._model.spelling.token_bytes[token])
 
     def _mark(self, token: int) -> None:
         self._marks.append((len(self._data), token))

@@ -172,11 +172,11 @@ def _print_table(results: Sequence[FileResult]) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("file", "answers", "tokens", "match", "outside", "margin", "tokens/s"):
+    for heading in ("file", "answers", "tokens", "ambiguous", "match", "outside", "margin", "tokens/s"):
         table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=heading != "file")
     for r in results:
         table.add_row(
-            Path(r.file).name, str(r.sequences), str(r.tokens), f"{r.exact_match_rate:.4f}",
+            Path(r.file).name, str(r.sequences), str(r.tokens), str(r.ambiguous_tokens), f"{r.exact_match_rate:.4f}",
             str(r.outside_support), f"{r.mean_margin:.4f}", f"{r.tokens_per_second:.0f}",
         )  # fmt: skip
     Console().print(table)

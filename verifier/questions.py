@@ -135,7 +135,8 @@ def _aligned(
     if exchange.endpoint == "/v1/completions" and exchange.request.get("echo"):
         choice = without_echo(choice, prompt)
     complete = exchange.outcome is Outcome.COMPLETE
-    aligned = align(choice, tokenizer, complete=complete, prompt=prompt.text, stop=_stops(exchange))
+    special = exchange.request.get("skip_special_tokens") is False
+    aligned = align(choice, tokenizer, complete=complete, prompt=prompt.text, stop=_stops(exchange), special=special)
     if not aligned.token_ids:
         raise Unsupported("empty_answer", "there is no token to verify")
     return aligned
