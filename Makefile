@@ -18,7 +18,7 @@ CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvid
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test engines test-engines check bench golden lock lock-engines clean
+.PHONY: help setup demo test engines test-engines check bench golden golden-text lock lock-engines clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,8 +50,12 @@ golden: $(STAMP)  ## match rates of the full golden files (GOLDEN=DIR; about ten
 	$(BIN)/seedproof verify $(foreach f,v2_plain v2_n4 v2_compiled v2_fp8,$(GOLDEN)/$f.jsonl) \
 	    --model demo --sampler vllm@0.26.0/v2 $(ARGS)
 
+golden-text: $(STAMP)  ## the same from text alone, beside the rates with ids (ARGS="--limit 6 --save")
+	$(BIN)/python -m bench.hidden_ids --golden $(GOLDEN) $(ARGS)
+
 bench: $(STAMP)  ## run the benchmarks that need only a CPU
 	$(BIN)/python -m bench.verify_cpu $(ARGS)
+	$(BIN)/python -m bench.alignment $(ARGS)
 
 lock:  ## renew requirements.lock (ARGS=--upgrade takes the newest versions)
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
