@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
@@ -14,6 +15,7 @@ from aiohttp.http import HttpRequestParser
 from proxy.config import ProxyConfig
 from proxy.errors import UnsafeInstallError
 from proxy.forward import Forwarder
+from proxy.heartbeat import beating
 from proxy.http_log import http_logger
 from proxy.limits import Limits
 from proxy.listen import bind
@@ -24,6 +26,9 @@ from proxy.surface import Surface, not_found, own_faults
 from storage import exchanges
 from storage.database import Database, open_database
 
+if TYPE_CHECKING:
+    from proxy.metrics import Metrics
+
 logger = logging.getLogger(__name__)
 
 FORWARDER = web.AppKey("FORWARDER", Forwarder)
@@ -31,6 +36,7 @@ DATABASE = web.AppKey("DATABASE", Database)
 RECORDER = web.AppKey("RECORDER", Recorder)
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 SURFACE = web.AppKey("SURFACE", Surface)
+METRICS: web.AppKey[Metrics | None] = web.AppKey("METRICS")
 
 UPSTREAM_KEEPALIVE_SECONDS = 4.0
 """Below uvicorn's 5 s: a POST on a connection that the provider is just closing cannot be sent again."""
@@ -58,7 +64,8 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
         UnsafeInstallError: aiohttp lacks its C parser.
     """
     require_c_parser()
-    watcher = observer or Unobserved()
+    metrics = None if config.metrics is None else _metrics()
+    watcher = observer or metrics or Unobserved()
     app = web.Application(middlewares=[own_faults])
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
@@ -66,12 +73,13 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
         async with open_database(config.store) as database:
             app[DATABASE] = database
             app[RECORDER] = recorder = Recorder(DatabaseStore(database))
-            async with recorder.running(), _session(config.limits) as session:
+            async with beating(recorder, database, metrics), recorder.running(), _session(config.limits) as session:
                 app[SESSION] = session
                 app[FORWARDER] = Forwarder(session=session, recorder=recorder, observer=watcher)
                 app[SURFACE] = Surface(app[FORWARDER], watcher, config)
                 yield
 
+    app[METRICS] = metrics
     app.cleanup_ctx.append(resources)
     app.on_shutdown.append(_drain)
     _add_routes(app)
@@ -107,13 +115,21 @@ def require_c_parser() -> None:
 async def listening(
     config: ProxyConfig, app: web.Application | None = None, *, share_port: bool = False
 ) -> AsyncIterator[str]:
-    """The running proxy with its dashboard, where one is configured; yields the proxy's address, as `serving` does."""
-    running = serving(app or make_app(config), config, share_port=share_port)
-    async with running as address, AsyncExitStack() as beside:
+    """The running proxy with its dashboard and metrics, where they are configured; yields the proxy's address, as
+    `serving` does."""
+    app = app or make_app(config)
+    async with serving(app, config, share_port=share_port) as address, AsyncExitStack() as beside:
         if config.dashboard is not None:
             from proxy.dashboard import dashboard_listening
 
-            logger.info("the dashboard is at %s", await beside.enter_async_context(dashboard_listening(config)))
+            where = await beside.enter_async_context(dashboard_listening(config, share_port=share_port))
+            logger.info("the dashboard is at %s", where)
+        metrics = app[METRICS]
+        if config.metrics is not None and metrics is not None:
+            from proxy.metrics_page import metrics_listening
+
+            page = metrics_listening(config.metrics, metrics, app[DATABASE], share_port=share_port)
+            logger.info("metrics are at %s", await beside.enter_async_context(page))
         yield address
 
 
@@ -145,6 +161,13 @@ async def serving(
         yield f"http://{host}:{port}"
     finally:
         await runner.cleanup()
+
+
+def _metrics() -> Metrics:
+    # Prometheus' client chooses at its import whether it shares values with other processes
+    from proxy.metrics import Metrics
+
+    return Metrics()
 
 
 def _session(limits: Limits) -> aiohttp.ClientSession:

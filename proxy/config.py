@@ -20,6 +20,7 @@ from proxy.config_upstreams import read_upstream
 from proxy.dashboard_config import DashboardConfig, read_dashboard
 from proxy.errors import ConfigError
 from proxy.limits import Limits
+from proxy.metrics_config import MetricsConfig, read_metrics
 from proxy.toml_table import Secrets, Table
 from proxy.upstreams import NAME, Routes, Upstream
 
@@ -31,7 +32,7 @@ else:
 MIN_SECRET_BYTES = 16
 DEFAULT_LIMITS = Limits()
 
-_TOP = ("listen", "store", "seed", "limits", "clients", "dashboard", "upstreams")
+_TOP = ("listen", "store", "seed", "limits", "clients", "dashboard", "metrics", "upstreams")
 _SEED = ("secret_env", "secret_file")
 _CLIENT = ("name", "key_sha256", "upstreams", "models", "requests_per_minute", "concurrent_requests", "expires")
 _LIMITS = tuple(limit.name for limit in fields(Limits))
@@ -51,6 +52,8 @@ class ProxyConfig:
     clients: tuple[Client, ...] = ()
     dashboard: DashboardConfig | None = None
     """None for no dashboard."""
+    metrics: MetricsConfig | None = None
+    """None for no metrics."""
 
 
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> ProxyConfig:
@@ -92,6 +95,7 @@ def parse_config(
         store=top.text("store", "sqlite:///seedproof.db"), seed_secret=_seed_secret(top.table("seed"), secrets),
         clients=_clients(top.tables("clients"), {upstream.name for upstream in upstreams}),
         dashboard=read_dashboard(top.table("dashboard"), secrets) if "dashboard" in top else None,
+        metrics=read_metrics(top.table("metrics"), secrets) if "metrics" in top else None,
     )
 
 

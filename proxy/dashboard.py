@@ -46,7 +46,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def dashboard_listening(config: ProxyConfig) -> AsyncIterator[str]:
+async def dashboard_listening(config: ProxyConfig, *, share_port: bool = False) -> AsyncIterator[str]:
     """The dashboard of a proxy at its address; yields that, as `http://host:port/dashboard`.
 
     It has its own connections to the database, so that no page takes one from the proxy.
@@ -60,7 +60,7 @@ async def dashboard_listening(config: ProxyConfig) -> AsyncIterator[str]:
         runner = web.AppRunner(make_dashboard(config, database), access_log=None, handler_cancellation=True)
         try:
             await runner.setup()
-            await bind(runner, config.dashboard.host, config.dashboard.port, "dashboard.listen")
+            await bind(runner, config.dashboard.host, config.dashboard.port, "dashboard.listen", share_port=share_port)
             host, port = runner.addresses[0][:2]
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}{PREFIX}"
         finally:

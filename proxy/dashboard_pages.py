@@ -22,7 +22,7 @@ from proxy import dashboard_rows as rows
 from proxy.dashboard_chart import sparkline
 from proxy.dashboard_tokens import Token, tokens
 from proxy.errors import RequestError
-from storage import history, search
+from storage import history, proxies, search
 from storage.database import Database
 from storage.errors import CorruptScores
 from storage.models import Outcome
@@ -49,11 +49,12 @@ class Pages:
             found = await queries.all_streams(session)
             past = await history.of_all(session, span=within.span, since=within.since)
             waiting = await queries.backlog(session)
+            losses = await proxies.losses(session, now=now)
         for stream in found:
             key = queries.stream_key(stream)
             stream["chart"] = sparkline([rows.history_row(row) for row in past.get(key, ())])
         return await page(
-            request, "overview.html", streams=found, waiting=waiting, now=now, period=within.name,
+            request, "overview.html", streams=found, waiting=waiting, now=now, period=within.name, losses=losses,
             oldest=min((row["oldest"] for row in waiting if row["oldest"]), default=None),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -19,6 +20,7 @@ from types import FrameType
 
 from proxy.config import ProxyConfig
 from proxy.errors import ConfigError
+from proxy.shared_metrics import process_died, shared
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +36,14 @@ def supervise(path: Path, config: ProxyConfig, count: int) -> int:
     """
     if config.port == 0:
         raise ConfigError("several processes need a fixed port: change 'listen'")
-    family = _Family(path, count)
-    handlers = {number: signal.signal(number, family.passed_on) for number in _PASSED_ON}
-    try:
-        return family.run()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with shared() if config.metrics is not None else nullcontext():
+        family = _Family(path, count)
+        handlers = {number: signal.signal(number, family.passed_on) for number in _PASSED_ON}
+        try:
+            return family.run()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -79,6 +82,7 @@ class _Family:
 
     def _died(self, process: SpawnProcess) -> None:
         lived, number = time.monotonic() - self._born.pop(process), self._numbers.pop(process)
+        process_died(process.pid or 0)
         if self._ending:
             return
         logger.error("process %s ended with code %s after %.0f s", process.pid, process.exitcode, lived)

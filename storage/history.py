@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.models import Audit, Stream, VerdictStatus
@@ -89,6 +89,23 @@ async def verdict_changes(
     if key is not None:
         query = query.where(*(getattr(VerdictChange, name) == value for name, value in vars(key).items()))
     return (await session.scalars(query.order_by(VerdictChange.id.desc()).limit(limit))).all()
+
+
+async def rate_counts(session: AsyncSession) -> dict[StreamKey, list[int]]:
+    """Per stream how many audited answers had a match rate of at most each of RATE_BOUNDS, none counted twice."""
+    names = (StreamHistory.upstream, StreamHistory.model, StreamHistory.reference, StreamHistory.sampler)
+    found: dict[StreamKey, list[int]] = {}
+    days = select(*names, StreamHistory.match_rates).where(StreamHistory.span == Span.DAY.value)
+    for *key, counts in await session.execute(days):
+        total = found.setdefault(StreamKey(*key), [0] * len(RATE_BOUNDS))
+        found[StreamKey(*key)] = [one + other for one, other in zip(total, counts, strict=True)]
+    return found
+
+
+async def changes_by_verdict(session: AsyncSession) -> dict[str, int]:
+    """How often any stream's verdict became this one."""
+    counted = select(VerdictChange.verdict, func.count()).group_by(VerdictChange.verdict)
+    return {row[0]: row[1] for row in await session.execute(counted)}
 
 
 def _of(key: StreamKey) -> list[ColumnElement[bool]]:
