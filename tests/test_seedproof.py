@@ -48,6 +48,7 @@ def test_verify_takes_overrides_and_prints_json_alone_where_asked(demo_directory
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--dtype", "f32"), "dtype 'f32'"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--top-p", "0"), "top_p 0.0 is not in"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--device", "gpu"), "device 'gpu' is not"),
+        ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--device", "cuda:99"), "device"),
     ],
 )
 def test_verify_says_in_one_line_what_is_wrong(options, says, capsys):
@@ -62,6 +63,12 @@ def test_a_file_that_holds_no_recordings_is_named_with_its_line(tmp_path, capsys
     wrong.write_text('\n{"prompt_token_ids": [1], "output_token_ids": "no"}\n')
     assert run("verify", wrong, "--model", "demo", "--sampler", "greedy") == 2
     assert "wrong.jsonl:2 is not a recorded output" in capsys.readouterr().err
+
+
+def test_a_worker_is_told_of_a_reference_that_is_not_there_before_it_starts(tmp_path, capsys):
+    options = ("--store", f"sqlite:///{tmp_path}/a.db", "--reference", f"llama={tmp_path}/none")
+    assert run("worker", *options) == 2
+    assert "none is no directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["worker", "db upgrade"])

@@ -93,7 +93,7 @@ def verify_outputs(
     reference = open_reference(
         model_name, backend=backend, device=device or _best_device(), dtype=dtype, max_model_len=max_model_len, **engine
     )
-    claims = _claims(outputs, seeds or [seed] * len(outputs), params, rules)
+    claims = _claims(outputs, [seed] * len(outputs) if seeds is None else seeds, params, rules)
     limit = min(max_model_len or reference.max_length, reference.max_length)
     for number, sequence in enumerate(outputs):
         if sequence.output_token_ids:

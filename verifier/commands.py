@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from verifier.verify import FileResult
 
 
-def _writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+def result_file(_context: click.Context, _parameter: click.Parameter, path: Path | str | None) -> Path | str | None:
     """Refuse a file that cannot be written, before the work whose result it is to hold."""
-    if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+    if path is not None and path != "-" and not Path(path).absolute().parent.is_dir():
         raise click.BadParameter(f"{path} lies in no directory that exists")
     return path
 
@@ -32,7 +32,7 @@ dtype_option = click.option("--dtype", default="float32", show_default=True, hel
 device_option = click.option("--device", default="cpu", show_default=True, help="Where the reference runs.")
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first N recordings of a file.")
 json_option = click.option(
-    "--json", "json_path", callback=_writable, help="Write the result as JSON to a file, or to - for stdout."
+    "--json", "json_path", callback=result_file, help="Write the result as JSON to a file, or to - for stdout."
 )
 files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -127,6 +127,9 @@ def named_directories(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r} must read NAME=DIR", param_hint="--reference")
+        directory = pair.split("=", 1)[1]
+        if not Path(directory).is_dir():
+            raise click.BadParameter(f"{directory} is no directory", param_hint="--reference")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -171,12 +174,21 @@ def _print_table(results: Sequence[FileResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    columns = {
+        "file": [Path(r.file).name for r in results],
+        "answers": [str(r.sequences) for r in results],
+        "tokens": [str(r.tokens) for r in results],
+        "ambiguous": [str(r.ambiguous_tokens) for r in results],
+        "match": [f"{r.exact_match_rate:.4f}" for r in results],
+        "outside": [str(r.outside_support) for r in results],
+        "margin": [f"{r.mean_margin:.4f}" for r in results],
+        "tokens/s": [f"{r.tokens_per_second:.0f}" for r in results],
+    }
+    if not any(r.ambiguous_tokens for r in results):
+        del columns["ambiguous"]  # it is for `--hide-ids`, and the file's name needs the room
     table = Table()
-    for heading in ("file", "answers", "tokens", "ambiguous", "match", "outside", "margin", "tokens/s"):
+    for heading in columns:
         table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=heading != "file")
-    for r in results:
-        table.add_row(
-            Path(r.file).name, str(r.sequences), str(r.tokens), str(r.ambiguous_tokens), f"{r.exact_match_rate:.4f}",
-            str(r.outside_support), f"{r.mean_margin:.4f}", f"{r.tokens_per_second:.0f}",
-        )  # fmt: skip
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     Console().print(table)

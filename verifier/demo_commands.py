@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from verifier.commands import result_file
+
 JSON_FILE = click.Path(dir_okay=False, path_type=Path)
 POSITIVE = click.IntRange(min=1)
 
@@ -29,7 +31,7 @@ def model_demo_command() -> None:
 
 @click.command("demo")
 @click.option("--once", is_flag=True, help="Exit after the table instead of serving on.")
-@click.option("--json", "json_path", type=JSON_FILE, help="Write the table here.")
+@click.option("--json", "json_path", type=JSON_FILE, callback=result_file, help="Write the table here.")
 @click.option("--requests", type=POSITIVE, default=16, show_default=True, help="Chats per provider.")
 @click.option("--max-tokens", type=POSITIVE, default=96, show_default=True, help="Of each answer.")
 def demo_command(once: bool, json_path: Path | None, requests: int, max_tokens: int) -> None:

@@ -24,6 +24,7 @@ from verifier.answer_text import AnswerText
 from verifier.cheats import Cheats, round_to_int4, with_hidden_prompt
 from verifier.decode_batch import DecodeBatch
 from verifier.errors import InputError, ReferenceUnreadable
+from verifier.references import torch_device
 from verifier.samplers import SamplerContract, contract
 from verifier.sampling_params import SamplingParams
 from verifier.scoring import clamp_temperature
@@ -327,19 +328,19 @@ def load_engine(
 
     Raises:
         ReferenceUnreadable: the directory holds no model and tokenizer that transformers can load.
-        UnknownContract: ``sampler_id`` names no contract.
+        InputError: ``sampler_id`` names no contract, or ``device`` no device of this machine.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    sampler = contract(sampler_id)
+    sampler, where = contract(sampler_id), torch_device(device)
     cheats = cheats or Cheats()
     served = cheats.model or directory
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(served)
         loaded: Any = AutoModelForCausalLM.from_pretrained(served, dtype=getattr(torch, dtype))
-        model = loaded.to(device).eval()
+        model = loaded.to(where).eval()
     except (OSError, ValueError, KeyError) as error:
         raise ReferenceUnreadable(f"{served} holds no model that transformers can load: {error}") from error
     if cheats.int4:

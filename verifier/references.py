@@ -23,10 +23,26 @@ def open_reference(
         from verifier.reference_vllm import VLLMReference
 
         return VLLMReference(path, dtype=dtype, **engine)
-    if device.startswith("cuda"):
+    where = torch_device(device)
+    if where.type == "cuda":
         from verifier.reference_cuda import CudaReference
 
         return CudaReference(path, device=device, dtype=dtype)
-    if device != "cpu":
-        raise InputError(f"device {device!r} is not known: use cpu, cuda, or one GPU of several as in cuda:1")
     return TransformersReference(path, device=device, dtype=dtype)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name such as `cpu` or `cuda:1`; raises InputError where this machine's torch has none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is not known: use cpu, cuda, or one GPU of several as in cuda:1") from error
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        raise InputError(
+            f"torch {torch.__version__} finds no {device.type} device here: use cpu, or check the driver and that "
+            "torch is a build for it"
+        )
+    if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
+        raise InputError(f"device {name!r} is not there: this machine has {torch.accelerator.device_count()}")
+    return device
