@@ -50,12 +50,12 @@ SAMPLING = {"temperature": 1.0}
 
 
 def simulate(rng: np.random.Generator, streams: int, tokens: int = LENGTH, fault: Fault = HONEST) -> SequenceScores:
-    """One sequence of each stream, arrays [streams, tokens]: about 2 % mismatches and 0.2 % support violations."""
+    """One sequence of each stream, arrays [streams, tokens]: about 2 % mismatches and 0.05 % support violations."""
     shape = (streams, tokens)
     level = rng.gamma(4.0, 0.25, (streams, 1)) * np.where(_bursts(rng, shape), 2.0, 0.75)
     entropy = np.clip(rng.gamma(2.0, 1.1, shape) + rng.normal(0.0, 0.4, (streams, 1)), 0.01, None)
     mismatch = rng.random(shape) < np.minimum(0.9, 0.0085 * entropy * level * fault.mismatch)
-    outside = rng.random(shape) < np.minimum(0.3, 0.001 * entropy * level * fault.support)
+    outside = rng.random(shape) < np.minimum(0.3, 0.00025 * entropy * level * fault.support)
     margin = np.where(mismatch, rng.exponential(fault.margin, shape), 0.0)
     margin[outside] = np.inf
     excess = rng.normal(fault.surprise, 1.2, shape) + rng.normal(0.0, 0.1, (streams, 1))

@@ -15,6 +15,11 @@ def golden(name: str) -> Path:
     return HERE / "golden" / f"{name}.jsonl"
 
 
+def golden_scores(name: str) -> Path:
+    """Kept scores of one golden file, or of a part of it."""
+    return HERE / "golden_scores" / f"{name}.npz"
+
+
 def noise_vectors(prefix: str) -> list[dict[str, Any]]:
     """Vectors of the contracts whose name starts with `prefix`."""
     found = json.loads((HERE / "vectors" / "noise.json").read_text())["vectors"]

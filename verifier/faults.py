@@ -1,7 +1,7 @@
 """Named faults: what they do to the scores, so how many tokens would show them, and which one a deviation is like.
 
 Pure. A fault is told by its size against an honest provider's own noise: that ratio carries over between models far
-better than a rate does (4-bit weights: 14 times the honest mismatches on SmolLM2-135M, 11 times on Llama-3.1-8B in
+better than a rate does (4-bit weights: 15 times the honest mismatches on SmolLM2-135M, 11 times on Llama-3.1-8B in
 arXiv 2511.20621 table 6). Real faults of a kind differ; these stand for it. They serve planning and hints, never the
 verdict itself.
 """
@@ -48,13 +48,13 @@ class Fault:
 
 
 FAULTS = (
-    Fault("4-bit weights", 13.0, 0.95, 19.0, 0.18, "measured: SmolLM2-135M, 4-bit round to nearest, groups of 64"),
-    Fault("fp8 weights", 5.0, 0.33, 3.6, 0.0, "measured: SmolLM2-135M, vLLM fp8"),
+    Fault("4-bit weights", 15.0, 0.94, 80.0, 0.16, "measured: SmolLM2-135M, 4-bit round to nearest, groups of 64"),
+    Fault("fp8 weights", 5.4, 0.36, 8.0, 0.0, "measured: SmolLM2-135M, vLLM fp8"),
     Fault("fp8 KV cache", 3.0, 0.2, 3.0, 0.02, "published: arXiv 2511.20621 (2 to 4 times); margins assumed"),
-    Fault("temperature +0.1", 3.4, 0.14, 8.0, 0.11, "measured: SmolLM2-135M, 1.1 for 1.0"),
-    Fault("temperature -0.1", 3.0, 0.16, 1.0, -0.11, "measured: SmolLM2-135M, 1.0 for 1.1"),
-    Fault("hidden system prompt", 4.6, 0.46, 5.7, 0.05, "measured: SmolLM2-135M, system prompt left out"),
-    Fault("smaller model", 15.0, 1.5, 30.0, 0.3, "assumed: at least as far as 4-bit weights"),
+    Fault("temperature +0.1", 3.3, 0.14, 17.0, 0.11, "measured: SmolLM2-135M, 1.1 for 1.0"),
+    Fault("temperature -0.1", 3.7, 0.41, 1.0, -0.11, "measured: SmolLM2-135M, 1.0 for 1.1"),
+    Fault("hidden system prompt", 5.5, 0.44, 8.0, 0.07, "measured: SmolLM2-135M, system prompt left out"),
+    Fault("smaller model", 25.0, 1.5, 160.0, 0.3, "assumed: farther than 4-bit weights"),
 )
 
 
