@@ -83,6 +83,34 @@ def test_splits_of_merges_are_found_wherever_they_are(tokenizer, places, start):
     assert not reading.ambiguous.any()
 
 
+@pytest.mark.parametrize("place", [12, 40, 80])
+def test_a_split_is_found_where_rounding_hides_its_prediction(place):
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    truth = resplit(text.token_ids(spelling), spelling, [place])
+    fork = next(n for n, (a, b) in enumerate(zip(text.token_ids(spelling), truth, strict=False)) if a != b)
+    in_step = drawn(truth, spelling, 0.0, 1)
+
+    def near_tie(tail: Tail) -> list[int]:
+        predicted = in_step(tail)
+        if tail.first <= fork:
+            predicted[fork - tail.first] = 5  # spells nothing of the text
+        return predicted
+
+    reading = read(text, spelling, near_tie)
+    assert reading.token_ids == truth
+    assert (~reading.scores.exact_match).sum() == 1
+    assert not reading.lost_step
+
+
+def test_where_no_token_mends_it_the_rest_is_ambiguous():
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    ids = text.token_ids(spelling)
+    reading = read(text, spelling, drawn([*ids[:50], 7, *ids[50:]], spelling, 0.0, 1))
+    assert reading.lost_step
+    assert reading.ambiguous.tolist() == [n >= 50 for n in range(len(ids))]
+    assert reading.tried <= MAX_TRIED + MAX_DEPTH
+
+
 def test_the_tokenizers_own_path_needs_one_pass():
     spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
     reading = read(text, spelling, drawn(text.token_ids(spelling), spelling, 0.02, 1))
@@ -186,8 +214,9 @@ def test_a_path_that_the_reference_cannot_take_is_left_and_a_first_one_comes_bac
     running = search([text], spelling)
     running.send(None)
     running.send(scores_of(tail := Tail(text.token_ids(spelling), 0), drawn(truth, spelling, 0.0, 1)(tail), 0.1))
-    with pytest.raises(StopIteration) as done:
-        running.throw(BadSequence("too long"))
+    with pytest.raises(StopIteration) as done:  # noqa: PT012
+        for _ in range(MAX_TRIED + 1):
+            running.throw(BadSequence("too long"))
     assert done.value.value.token_ids == text.token_ids(spelling)
     running = search([text], spelling)
     next(running)

@@ -2,7 +2,9 @@
 
 All tokenizations of a text form a lattice. The search walks the tokenizer's own path, scored by one pass of the
 reference. Where a token mismatches although the token that the contract predicts would spell the text as well, the
-path through the predicted token is scored too, and the one with the better evidence is kept.
+path through the predicted token is scored too, and the one with the better evidence is kept. Where a path falls out of
+step and no predicted token mends it (rounding may have decided otherwise just there), every token that spells the text
+at that place is tried.
 
 Evidence weighs two hypotheses: that the path was drawn with this seed by a model of the reference's kind, and that it
 was drawn without it, so that a token of probability p matches with probability p only. Under the second the likelihood
@@ -27,8 +29,9 @@ from verifier.spelling import Spelling
 THRESHOLD = 5.0  # nats
 WINDOW = 24  # tokens after a branch by which its paths are told apart
 LONG_WINDOW = 96  # the same, for noisy answers
-MAX_TRIED = 32  # paths scored beside the first, for one answer
+MAX_TRIED = 64  # paths scored beside the first, for one answer
 MAX_DEPTH = 4  # branches within one branch
+NEAR = 8  # tokens around the place where step was lost, in which it may have been lost
 _FIDELITIES = (0.5, 0.8, 0.97)  # share of draws that follow the seed: heavy quantization … honest noise
 _LEAST_CHANCE = 1e-6
 
@@ -49,8 +52,8 @@ class Reading:
     Attributes:
         ambiguous: which of the tokens cannot be told from the text.
         tried, taken: numbers of other paths.
-        lost_step: the answer followed the seed up to a stretch that no client saw, and not behind it. What stood
-            there was not guessed right, or another sampler went on: all tokens behind it are ambiguous.
+        lost_step: the answer followed the seed up to a place and no more. What stood there was not guessed right, or
+            another sampler went on: all tokens behind it are ambiguous.
     """
 
     token_ids: list[int]
@@ -147,15 +150,41 @@ class _Search:
     def run(self) -> Search:
         path = yield from self._scored(Tail(self._text.token_ids(self._spelling), 0))
         path = yield from self._likeliest_text(path)
-        settled = 0
-        while self._tried < MAX_TRIED:
-            branch = self._next_branch(path, settled, len(path.token_ids))
-            if branch is None or path.evidence(0, branch) < -THRESHOLD:
-                break
-            path = yield from self._decided(path, branch)
-            settled = branch + 1
+        settled: int | None = 0
+        while settled is not None:
+            path = yield from self._followed(path, settled)
+            path, settled = yield from self._found_again(path)
         path = yield from self._with_right_end(path)
         return self._reading(path)
+
+    def _followed(self, path: _Path, settled: int) -> Generator[Tail, TokenScores, _Path]:
+        """The path as the contract's predictions lead it through the text from token `settled` on, while it is in step."""
+        while self._tried < MAX_TRIED:
+            branch, lost = self._next_branch(path, settled, len(path.token_ids)), _step_lost_at(path)
+            if branch is None or path.evidence(0, branch) < -THRESHOLD or (lost is not None and branch > lost):
+                break
+            path = yield from self._decided(path, branch, int(path.scores.predicted_ids[branch]))
+            settled = branch + 1
+        return path
+
+    def _found_again(self, path: _Path) -> Generator[Tail, TokenScores, tuple[_Path, int | None]]:
+        """A path in step again and the token from which it is new; the same path and None where there is none."""
+        lost = _step_lost_at(path)
+        for place in [] if lost is None else _near(np.flatnonzero(~path.scores.exact_match), lost):
+            for token in self._spelling_here(path, place):
+                if self._tried >= MAX_TRIED:
+                    return path, None
+                found = yield from self._decided(path, place, token)
+                if found is not path:
+                    return found, place + 1
+        return path, None
+
+    def _spelling_here(self, path: _Path, place: int) -> list[int]:
+        """Tokens that the text allows in place of one of the path's, longest first."""
+        start, known = path.start(place), self._spelling.ids_by_bytes
+        pieces = [self._text.data[start : start + n] for n in range(self._spelling.longest, 0, -1)]
+        known_here = [piece for piece in dict.fromkeys(pieces) if piece in known and self._text.allows(piece, start)]
+        return [known[piece] for piece in known_here if known[piece] != path.token_ids[place]]
 
     def _likeliest_text(self, path: _Path) -> Generator[Tail, TokenScores, _Path]:
         """Another text only where the first one is out of step at its start, or behind a stretch that was inferred."""
@@ -188,14 +217,14 @@ class _Search:
         plain = predicted < len(table) and predicted not in self._spelling.special_ids
         return plain and self._text.allows(table[predicted], path.start(token))
 
-    def _decided(self, path: _Path, branch: int) -> Generator[Tail, TokenScores, _Path]:
-        """The path, or one that leaves it at `branch` by predicted tokens and has clearly more evidence."""
+    def _decided(self, path: _Path, branch: int, token: int) -> Generator[Tail, TokenScores, _Path]:
+        """The path, or one with clearly more evidence that leaves it at `branch` by a token, then by predicted ones."""
         horizons = [int(path.ends[min(branch + n, len(path.ends) - 1)]) for n in (WINDOW, LONG_WINDOW)]
         horizon, rival, off = horizons[0], path, branch
         for _ in range(MAX_DEPTH):
             self._tried += 1
             try:
-                rival = yield from self._scored(self._leaving(rival, off), rival)
+                rival = yield from self._scored(self._leaving(rival, off, token), rival)
             except BadSequence:
                 return path
             again = self._next_branch(rival, off + 1, rival.tokens_to(horizon))
@@ -207,16 +236,15 @@ class _Search:
                 return rival
             if again is None or rival.evidence(branch, again) < 0.0:
                 break
-            off = again
+            off, token = again, int(rival.scores.predicted_ids[again])
         if all(theirs > 0.0 and theirs > ours - THRESHOLD for theirs, ours in odds[: len(horizons)]):
             self._unclear.append(_contested(path, rival, branch, horizon))
         return path
 
-    def _leaving(self, path: _Path, branch: int) -> Tail:
-        """The path up to `branch`, the token predicted there, and the rest of the text in the tokenizer's own way."""
-        predicted = int(path.scores.predicted_ids[branch])
-        rest = path.start(branch) + len(self._spelling.token_bytes[predicted])
-        ids = [*path.token_ids[:branch], predicted, *self._text.token_ids(self._spelling, rest)]
+    def _leaving(self, path: _Path, branch: int, token: int) -> Tail:
+        """The path up to `branch`, another token there, and the rest of the text in the tokenizer's own way."""
+        rest = path.start(branch) + len(self._spelling.token_bytes[token])
+        ids = [*path.token_ids[:branch], token, *self._text.token_ids(self._spelling, rest)]
         return Tail(ids, branch, int(path.scores.undrawn[:branch].sum()))
 
     def _scored(self, tail: Tail, known: _Path | None = None) -> Generator[Tail, TokenScores, _Path]:
@@ -242,7 +270,7 @@ class _Search:
             ambiguous[stretch] = True
         if self._may_be_trimmed(path):
             ambiguous[-1] = True
-        lost = self._step_lost_at(path)
+        lost = _step_lost_at(path)
         if lost is not None:
             ambiguous[lost:] = True
         return Reading(path.token_ids, path.scores, ambiguous, self._tried, self._taken, lost is not None)
@@ -252,13 +280,19 @@ class _Search:
         predicted, table = int(path.scores.predicted_ids[-1]), self._spelling.token_bytes
         return path.token_ids[-1] in self._end_token_ids and predicted < len(table) and table[predicted].isspace()
 
-    def _step_lost_at(self, path: _Path) -> int | None:
-        count = len(path.token_ids)
-        for start, end in self._text.inferred:
-            after = path.tokens_to(end)
-            if path.evidence(0, path.tokens_to(start)) >= THRESHOLD and path.evidence(after, count) < -THRESHOLD:
-                return after
-        return None
+
+def _step_lost_at(path: _Path) -> int | None:
+    """The token at which a path that followed the seed ceases to, or None."""
+    peak = int(np.argmax(np.logaddexp.reduce(path.gains, axis=0)))
+    in_step, rest = path.evidence(0, peak), path.evidence(peak, len(path.token_ids))
+    return peak if in_step >= THRESHOLD and rest < -THRESHOLD else None
+
+
+def _near(mismatches: NDArray[np.int64], lost: int) -> list[int]:
+    """The mismatch at which step was lost, the one before and the one behind it."""
+    at = int(np.searchsorted(mismatches, lost))
+    found = [int(mismatches[n]) for n in (at, at - 1, at + 1) if 0 <= n < len(mismatches)]
+    return [place for place in found if abs(place - lost) <= NEAR]
 
 
 def _contested(path: _Path, rival: _Path, branch: int, horizon: int) -> slice:

@@ -70,7 +70,8 @@ class Spelling:
         return token in self._byte_pieces
 
     @cached_property
-    def _longest(self) -> int:
+    def longest(self) -> int:
+        """Number of bytes of the longest spelling."""
         return int(self.lengths.max(initial=1))
 
     def spell(self, token_ids: Sequence[int], *, special: bool = True) -> bytes:
@@ -119,7 +120,7 @@ class Spelling:
         """The longest piece at each place: for bytes that the tokenizer itself cannot take or would change."""
         known, place = self.ids_by_bytes, 0
         while place < len(data):
-            longest = min(self._longest, len(data) - place)
+            longest = min(self.longest, len(data) - place)
             size = next((n for n in range(longest, 0, -1) if data[place : place + n] in known), 0)
             if not size:
                 raise Unsupported("text_not_spellable", "the tokenizer has no tokens for a part of the text")
