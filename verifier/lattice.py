@@ -158,7 +158,7 @@ class _Search:
         return self._reading(path)
 
     def _followed(self, path: _Path, settled: int) -> Generator[Tail, TokenScores, _Path]:
-        """The path as the contract's predictions lead it through the text from token `settled` on, while it is in step."""
+        """The path as the contract's predictions lead it through the text, from `settled` on, while it is in step."""
         while self._tried < MAX_TRIED:
             branch, lost = self._next_branch(path, settled, len(path.token_ids)), _step_lost_at(path)
             if branch is None or path.evidence(0, branch) < -THRESHOLD or (lost is not None and branch > lost):
