@@ -41,13 +41,13 @@ def as_json(results: Sequence[UpstreamResult]) -> dict[str, Any]:
 
 def as_table(results: Sequence[UpstreamResult]) -> Table:
     """The table for people."""
-    table = Table(title="What the audits say")
+    why = "\n".join(f"{result.name}: {', '.join(result.reasons[:2])}" for result in results if result.reasons)
+    table = Table(title="What the audits say", caption=why, caption_justify="left")
     for column in ("provider", "cheat"):
         table.add_column(column)
     for column in ("requests", "tokens", "match", "ln e-value"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("why")
     for result in results:
         table.add_row(*_cells(result), style="red" if result.verdict == "deviates" else None)
     return table
@@ -56,5 +56,4 @@ def as_table(results: Sequence[UpstreamResult]) -> Table:
 def _cells(result: UpstreamResult) -> list[str]:
     rate = "–" if result.exact_match_rate is None else f"{result.exact_match_rate:.3f}"
     counts = [str(result.requests), str(result.tokens)]
-    why = ", ".join(result.reasons[:2])
-    return [result.name, result.cheat or "none", *counts, rate, f"{result.log_e:.1f}", result.verdict, why]
+    return [result.name, result.cheat or "none", *counts, rate, f"{result.log_e:.1f}", result.verdict]
