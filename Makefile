@@ -18,7 +18,7 @@ CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvid
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test engines test-engines check bench golden golden-text lock lock-engines clean
+.PHONY: help setup demo test engines test-engines check bench golden verdicts golden-text lock lock-engines clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,11 @@ golden: $(STAMP)  ## match rates of the full golden files (GOLDEN=DIR; about ten
 
 golden-text: $(STAMP)  ## the same from text alone, beside the rates with ids (ARGS="--limit 6 --save")
 	$(BIN)/python -m bench.hidden_ids --golden $(GOLDEN) $(ARGS)
+
+verdicts: $(STAMP)  ## verdicts on the golden files, calibrated on half of the honest prompts (GOLDEN=DIR; about five minutes)
+	$(BIN)/seedproof evaluate --honest $(GOLDEN)/honest_bf16.jsonl --suspect \
+	    $(foreach f,int4 fp8 temp11 honest_bf16_seq,$(GOLDEN)/$f.jsonl) $(GOLDEN)/v2_plain.jsonl@vllm@0.26.0/v2 \
+	    --temperature 1.0 --model demo --sampler vllm@0.26.0/v1 $(ARGS)
 
 bench: $(STAMP)  ## run the benchmarks that need only a CPU
 	$(BIN)/python -m bench.verify_cpu $(ARGS)
