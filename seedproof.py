@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +16,8 @@ from proxy.dashboard_commands import dashboard_group
 from proxy.errors import ConfigError, ProxyError
 from storage.commands import db
 from storage.errors import StorageError
-from verifier.commands import named_directories, verify_command, worker_command
+from verifier.alert_commands import alerts_group
+from verifier.commands import alerts_option, named_directories, verify_command, worker_command
 from verifier.demo_commands import demo_command, model_group
 from verifier.errors import InputError, UnknownContract, VerifierError
 from verifier.evidence_commands import calibrate_command, evaluate_command, report_command
@@ -36,14 +38,17 @@ def cli() -> None:
 @click.option("--with-worker", is_flag=True, help="Audit in this process too (one machine).")
 @click.option("--reference", "references", multiple=True, metavar="NAME=DIR", help="For --with-worker.")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Proxies at one address.")
-def serve_command(path: str, with_worker: bool, references: tuple[str, ...], processes: int) -> None:
+@alerts_option
+def serve_command(
+    path: str, with_worker: bool, references: tuple[str, ...], processes: int, rules: Path | None
+) -> None:
     """Run the auditing proxy until SIGINT or SIGTERM; SIGHUP reads the configuration again."""
-    from pathlib import Path
-
     from proxy.commands import run_serve
     from proxy.config import load_config
 
     check_contracts(load_config(Path(path)))
+    if rules is not None and not with_worker:
+        raise ConfigError("the worker watches for alerts: give --alerts to it, or add --with-worker")
     if not with_worker:
         run_serve(Path(path), processes=processes)
         return
@@ -52,7 +57,7 @@ def serve_command(path: str, with_worker: bool, references: tuple[str, ...], pro
     from verifier.commands import run_worker
 
     store, directories = load_config(Path(path)).store, named_directories(references)
-    run_serve(Path(path), alongside=lambda: run_worker(store, directories))
+    run_serve(Path(path), alongside=lambda: run_worker(store, directories, rules=rules))
 
 
 def check_contracts(config: ProxyConfig) -> None:
@@ -109,6 +114,7 @@ cli.add_command(demo_command)
 cli.add_command(key_command)
 cli.add_command(db)
 cli.add_command(dashboard_group)
+cli.add_command(alerts_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from proxy.config import ProxyConfig
+from proxy.dashboard_alerts import AlertPages
 from proxy.dashboard_api import Api, as_json
 from proxy.dashboard_door import PREFIX, Door, redirect
 from proxy.dashboard_pages import Pages, page
@@ -82,6 +83,10 @@ def make_dashboard(config: ProxyConfig, database: Database) -> web.Application:
     add(f"{PREFIX}/exchanges", pages.exchanges)
     add(f"{PREFIX}/exchanges/{{id}}", pages.exchange)
     add(f"{PREFIX}/settings", pages.settings)
+    alert_pages = AlertPages(database, door.check_form)
+    add(f"{PREFIX}/alerts", alert_pages.alerts)
+    app.router.add_post(f"{PREFIX}/alerts/silence", alert_pages.silence)
+    app.router.add_post(f"{PREFIX}/alerts/unsilence", alert_pages.unsilence)
     add(f"{PREFIX}/login", door.login_page)
     app.router.add_post(f"{PREFIX}/login", door.log_in)
     app.router.add_post(f"{PREFIX}/logout", door.log_out)

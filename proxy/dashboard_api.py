@@ -15,7 +15,7 @@ from proxy import dashboard_rows as rows
 from proxy.dashboard_format import as_csv
 from proxy.dashboard_tokens import COLUMNS as TOKEN
 from proxy.errors import RequestError
-from storage import history, search
+from storage import alerts, history, search
 from storage.database import Database
 
 Load = Callable[[AsyncSession, Mapping[str, str]], Awaitable[list[dict[str, Any]]]]
@@ -35,6 +35,9 @@ class Api:
             "exchanges": (_exchanges, rows.EXCHANGE),
             "tokens": (self._tokens, TOKEN),
             "waiting": (_waiting, rows.WAITING),
+            "alerts": (_alerts, rows.ALERT),
+            "notices": (_notices, rows.NOTICE),
+            "silences": (_silences, rows.SILENCE),
         }
 
     async def table(self, request: web.Request) -> web.Response:
@@ -120,6 +123,18 @@ async def _exchanges(session: AsyncSession, query: Mapping[str, str]) -> list[di
 
 async def _waiting(session: AsyncSession, _: Mapping[str, str]) -> list[dict[str, Any]]:
     return await queries.backlog(session)
+
+
+async def _alerts(session: AsyncSession, _: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [rows.alert_row(alert) for alert in await alerts.every_alert(session)]
+
+
+async def _notices(session: AsyncSession, _: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [rows.notice_row(row) for row in await alerts.latest_notices(session, limit=queries.MOST_EXPORTED)]
+
+
+async def _silences(session: AsyncSession, _: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [rows.silence_row(row) for row in await alerts.silences(session, now=datetime.now(timezone.utc))]
 
 
 async def _period_rows(session: AsyncSession, query: Mapping[str, str]) -> Any:

@@ -89,6 +89,8 @@ def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).isoformat()
+    if isinstance(value, dict):
+        return _cell([f"{name}={item}" for name, item in value.items()])
     if isinstance(value, (list, tuple)):
         return _cell(" ".join(str(item) for item in value))
     if isinstance(value, bool):

@@ -11,6 +11,7 @@ from typing import Any
 
 from storage.history import RATE_BOUNDS
 from storage.models import Audit, Exchange, Job, Stream
+from storage.models_alerts import Alert, Notice, Silence
 from storage.models_history import StreamHistory, VerdictChange
 from storage.overview import Waiting
 from storage.search import Auditing
@@ -37,6 +38,29 @@ AUDIT = (
     "ambiguous_tokens", "clipped_margin", "token_source",
 )  # fmt: skip
 WAITING = ("reference", "todo", "leased", "oldest", "retried", "reason")
+
+
+ALERT = (
+    "rule", "severity", "state", "summary", "value", "labels", "started_at", "seen_at", "fired_at", "resolved_at",
+    "told", "told_at", "silenced", "fingerprint",
+)  # fmt: skip
+NOTICE = ("id", "created_at", "receiver", "topic", "state", "attempts", "run_at", "sent_at", "error")
+SILENCE = ("id", "created_at", "starts_at", "ends_at", "matchers", "comment")
+
+
+def alert_row(alert: Alert) -> dict[str, Any]:
+    """Where one alert stands."""
+    return {name: getattr(alert, name) for name in ALERT}
+
+
+def notice_row(notice: Notice) -> dict[str, Any]:
+    """One message to a receiver, without what it says."""
+    return {name: getattr(notice, name) for name in NOTICE}
+
+
+def silence_row(silence: Silence) -> dict[str, Any]:
+    """What is kept quiet."""
+    return {name: getattr(silence, name) for name in SILENCE}
 
 
 def stream_row(stream: Stream) -> dict[str, Any]:

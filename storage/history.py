@@ -102,6 +102,14 @@ async def rate_counts(session: AsyncSession) -> dict[StreamKey, list[int]]:
     return found
 
 
+async def sums(session: AsyncSession, *, within: timedelta, now: datetime) -> dict[StreamKey, tuple[int, int]]:
+    """Per stream the verified tokens and exact matches of the last so long, to the precision of its chart."""
+    names = (StreamHistory.upstream, StreamHistory.model, StreamHistory.reference, StreamHistory.sampler)
+    totals = (func.sum(StreamHistory.tokens), func.sum(StreamHistory.exact_matches))
+    query = select(*names, *totals).where(_from(span_for(within), now - within)).group_by(*names)
+    return {StreamKey(*row[:4]): (int(row[4]), int(row[5])) for row in await session.execute(query)}
+
+
 async def changes_by_verdict(session: AsyncSession) -> dict[str, int]:
     """How often any stream's verdict became this one."""
     counted = select(VerdictChange.verdict, func.count()).group_by(VerdictChange.verdict)

@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from storage import models_history, models_proxies  # noqa: F401 (its tables belong to Base.metadata)
+from storage import models_alerts, models_history, models_proxies  # noqa: F401 (its tables belong to Base.metadata)
 from storage.errors import SchemaForeign, SchemaMissing, SchemaOutdated, SchemaTooNew
 from storage.models import Base
 

@@ -20,7 +20,8 @@ HEAVY = {"torch", "transformers", "numpy", "numba", "vllm", "triton", "ray"}
 FORBIDDEN = {
     "proxy": {"verifier", "seedproof", *HEAVY},
     "storage": {"proxy", "verifier", "seedproof", "aiohttp", *HEAVY},
-    "verifier": {"proxy", "seedproof", "aiohttp"},
+    # aiohttp's client sends alerts; its server is the proxy's
+    "verifier": {"proxy", "seedproof", "aiohttp.web"},
 }
 
 PURE_CORES = {
@@ -45,6 +46,8 @@ PURE_CORES = {
     "proxy/upstreams",
     "storage/pieces",
     "storage/scores",
+    "verifier/alert_payloads",
+    "verifier/alerts",
     "verifier/alignment",
     "verifier/answer_text",
     "verifier/answers",

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import re
 import shutil
+from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from proxy.config import parse_config
 from proxy.dashboard import make_dashboard, static_files
 from proxy.dashboard_login import password_hash
 from proxy.errors import ConfigError
+from storage import alerts
 from storage.database import open_database
 
 PASSWORD = "correct horse"
@@ -155,6 +157,38 @@ async def test_every_table_is_there_as_json_and_as_csv(clients, table):
     assert rows
     assert len(lines) == len(rows) + 1
     assert set(lines[0].split(",")) <= set(rows[0])
+
+
+async def test_alerts_are_shown_and_kept_quiet_by_a_form_of_the_page_alone(clients, tmp_path):
+    client = await clients()
+    now = datetime.now(timezone.utc)
+    async with open_database(f"sqlite:///{tmp_path / 'audit.db'}") as database, database.writing() as session:
+        alert = {
+            "fingerprint": "f", "rule": "Deviates", "severity": "critical", "state": "firing", "value": 1.0,
+            "labels": {"upstream": "cheap"}, "summary": "cheap <b>deviates</b>", "started_at": now, "seen_at": now,
+            "fired_at": now, "resolved_at": None, "told": "firing", "told_at": now, "silenced": False,
+        }  # fmt: skip
+        await alerts.keep(session, [alert], [])
+        await alerts.post(session, [alerts.NewNotice("ops", "rule:Deviates", {"text": "secret-ish"})], now=now)
+    shown = await text_of(client, "/dashboard/alerts")
+    Inert().feed(shown)
+    assert "cheap &lt;b&gt;deviates" in shown
+    assert "rule:Deviates" in shown
+    assert "secret-ish" not in shown + await text_of(client, "/dashboard/api/v1/notices.csv")
+    form = {"upstream": "cheap", "hours": "4", "comment": "=known"}
+    async with client.post("/dashboard/alerts/silence", data=form) as answer:
+        assert answer.status == 403
+    form["form_token"] = re.search(r'name="form_token" value="([^"]+)"', shown)[1]
+    async with client.post("/dashboard/alerts/silence", data={**form, "hours": "9999"}) as answer:
+        assert answer.status == 400
+    async with client.post("/dashboard/alerts/silence", data=form) as answer:
+        assert answer.status == 200
+    (row,) = (await (await client.get("/dashboard/api/v1/silences.json")).json())["rows"]
+    assert (row["matchers"], row["comment"]) == ({"upstream": "cheap"}, "=known")
+    assert "'=known" in await text_of(client, "/dashboard/api/v1/silences.csv")
+    async with client.post("/dashboard/alerts/unsilence", data={**form, "id": str(row["id"])}) as answer:
+        assert answer.status == 200
+    assert (await (await client.get("/dashboard/api/v1/silences.json")).json())["rows"] == []
 
 
 async def test_the_api_pages_through_all_exchanges(clients):

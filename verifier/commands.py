@@ -34,6 +34,9 @@ limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only th
 json_option = click.option(
     "--json", "json_path", callback=result_file, help="Write the result as JSON to a file, or to - for stdout."
 )
+alerts_option = click.option(
+    "--alerts", "rules", type=click.Path(dir_okay=False, path_type=Path), help="The alerts' TOML file."
+)
 files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
@@ -89,34 +92,40 @@ def verify_command(
 @device_option
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Jobs per claim.")
 @click.option("--until-empty", is_flag=True, help="Exit when no job is left.")
+@alerts_option
 def worker_command(
-    store: str, references: Sequence[str], dtype: str, device: str, batch: int, until_empty: bool
+    store: str, references: Sequence[str], dtype: str, device: str, batch: int, until_empty: bool, rules: Path | None
 ) -> None:
     """Audit recorded exchanges from the queue until stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     directories = named_directories(references)
     asyncio.run(
-        _until_signalled(
-            run_worker(store, directories, dtype=dtype, device=device, batch=batch, until_empty=until_empty)
+        until_signalled(
+            run_worker(
+                store, directories, dtype=dtype, device=device, batch=batch, until_empty=until_empty, rules=rules
+            )
         )
     )
 
 
 async def run_worker(
     store: str, directories: dict[str, str], *, dtype: str = "float32", device: str = "cpu", batch: int = 8,
-    until_empty: bool = False,
+    until_empty: bool = False, rules: Path | None = None,
 ) -> None:  # fmt: skip
-    """Open the database and work until cancelled (or the queue is empty)."""
+    """Open the database and work until cancelled (or the queue is empty); with `rules` watch for alerts meanwhile."""
     from functools import partial
 
     from storage.database import open_database
+    from verifier.alert_config import load_alerts
+    from verifier.alert_watch import watching
     from verifier.auditor import Auditor
     from verifier.executor import InlineExecutor
     from verifier.models import load_model, torch_dtype
     from verifier.worker import Worker
 
     load = partial(load_model, directories=directories, device=device, dtype=torch_dtype(dtype))
-    async with open_database(store) as database:
+    watch = None if rules is None else load_alerts(rules)
+    async with open_database(store) as database, watching(database, watch):
         name = f"{socket.gethostname()}:{os.getpid()}"
         logging.getLogger("seedproof.worker").info("worker %s is ready", name)
         await Worker(database, InlineExecutor(Auditor(load)), name=name, batch=batch).run(until_empty=until_empty)
@@ -133,7 +142,7 @@ def named_directories(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-async def _until_signalled(work: Any) -> None:
+async def until_signalled(work: Any) -> None:
     task = asyncio.ensure_future(work)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
