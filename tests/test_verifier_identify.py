@@ -52,11 +52,9 @@ def test_outputs_without_a_seed_cannot_be_identified(demo_reference):
     assert (found.contract, found.reason) == (None, "no_seed")
 
 
-def test_speculative_decoding_is_recognized_with_its_drafter_and_is_no_contract(demo_reference):
+def test_speculative_decoding_is_named_with_its_drafter(demo_reference):
     found = identify(demo_reference, read_recordings(golden("v1_spec")), limit=300)
-    assert (found.contract, found.reason) == (None, "speculative_decoding")
-    assert found.ranking[0].contract == V1
-    assert found.ranking[0].speculation.startswith("ngram 2-")
+    assert (found.contract, found.reason) == (f"{V1}:drafts=3,ngram=2-3", None)
     assert found.ranking[0].match_rate > 0.95
 
 

@@ -14,6 +14,7 @@ from verifier.samplers.contract import SamplerContract
 from verifier.sampling_params import SamplingParams
 from verifier.scoring import TokenScores, score
 from verifier.sequences import TokenSequence
+from verifier.speculation import is_speculating, speculated
 
 
 class Reference(Protocol):
@@ -88,6 +89,10 @@ def score_rows(rows: LogitRows, claim: Claim, end_token_ids: Sequence[int], skip
     positions = claim.contract.positions(len(prompt), len(output))
     history = History(prompt, output, end_token_ids)
     logits = processed(rows.logits.numpy(), rows.first, history, claim.params)
+    if is_speculating(claim.contract):
+        return speculated(
+            logits, rows.first, prompt, output, seed=claim.seed, params=claim.params, contract=claim.contract
+        )
     return score(
         logits,
         np.asarray(output[rows.first : last], np.int64),

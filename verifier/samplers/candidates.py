@@ -54,6 +54,10 @@ def candidates(width: int | None = None) -> list[str]:
 
 def stands_for(contract_id: str) -> str | None:
     """Which engines and versions a candidate covers, for people; None if the id is no candidate."""
+    if "ngram=" in contract_id:
+        return "vLLM with speculative decoding by prompt lookup"
+    if "drafter=any" in contract_id:
+        return "vLLM V2 with speculative decoding"
     found = _COVERS.get(contract_id)
     if found is None and contract_id.startswith(f"{_V1}:gpu="):
         return f"vLLM V1 and TGI on a GPU with the grid of an {contract_id.partition('=')[2]}"

@@ -16,9 +16,14 @@ and tl.rand); R folds a word to 31 bits and scales it to [0, 1).
 
 `use_fp64_gumbel` (0.22 and later; here `:fp64=on`) means C's formula in D and E, and in F
     u = (((murmur3 from 0x9E3779B9 · 2^32 + murmur3) >> 11) + ½)·2^−53,  g = −ln(−ln u)  in float64.
+
+Speculation (speculation.py): `:ngram=SHORTEST-LONGEST,drafts=COUNT` names a drafter that can be replayed from the text,
+`:drafter=any` one that cannot.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -37,6 +42,7 @@ from verifier.samplers.arithmetic import (
     philox4x32,
 )
 from verifier.samplers.contract import GumbelContract
+from verifier.samplers.drafters import NgramDrafter, drafter_of
 from verifier.samplers.murmur import murmur3, murmur_key
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import GumbelNoise, Integers, as_words
@@ -193,11 +199,24 @@ def era(version: tuple[int, ...] | None) -> str:
     return reached[-1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeculatingGumbel(GumbelContract):
+    """Noise by position where a drafter proposes tokens; None is a drafter that we cannot run."""
+
+    drafter: NgramDrafter | None
+
+
 def contract(name: ContractName) -> GumbelContract:
-    """`vllm[@VERSION]/v2[:fp64=on]`."""
-    wide = name.take_options("fp64").get("fp64", "off")
+    """`vllm[@VERSION]/v2[:fp64=on,ngram=SHORTEST-LONGEST,drafts=COUNT | drafter=any]`."""
+    options = name.take_options("fp64", "ngram", "drafts", "drafter")
+    wide = options.get("fp64", "off")
     own = era(name.version)
     if wide not in {"on", "off"} or (wide == "on" and own in "AB"):
         raise UnknownContract(f"fp64={wide} is not known: write fp64=on (vLLM 0.22 or later) or fp64=off")
     noise = ERAS[own] if wide == "off" else WIDE_F if own == "F" else ERAS["C"]
-    return GumbelContract(id=render(name), noise=noise, lowest_temperature=0.01)
+    plain = GumbelContract(id=render(name), noise=noise, lowest_temperature=0.01)
+    drafter = drafter_of(options)
+    if options.get("drafter", "any") != "any" or (drafter and "drafter" in options):
+        raise UnknownContract("a drafter is written drafter=any, or ngram=SHORTEST-LONGEST,drafts=COUNT")
+    speculates = drafter is not None or "drafter" in options
+    return SpeculatingGumbel(**vars(plain), drafter=drafter) if speculates else plain

@@ -1,0 +1,149 @@
+"""Did a drafter propose some of these tokens? The last question of `identify`, where no contract fits cleanly. Pure.
+
+A speculating V1 is in step up to its first draft, and in step all along under the right prompt lookup. A speculating
+V2 is half in step: its other tokens are drafts that were accepted, or came second to one that was rejected. The tokens
+of a provider with worse weights miss the race too, but nothing ties them to the uniforms that accept drafts: acceptance
+or rejection explains only as many of them as chance does. That ratio is the evidence asked for.
+
+Sampled drafts are V2's own noise at positions of their own; among the tokens that miss the race, more follow it than by
+chance. How they were accepted depends on the drafter, so such answers are recognised and not verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from verifier.bets import IN_STEP, SURENESS, V1, V2, Bet, Identification, Piece, Ranked, bet, probe, ratio, seed_of
+from verifier.samplers import contract
+from verifier.samplers.contract import GumbelContract
+from verifier.samplers.drafters import DRAFTERS, NgramDrafter, plan
+from verifier.samplers.names import ContractName, parse, render
+from verifier.samplers.torch_cuda import CudaRace
+from verifier.scoring import clamp_temperature, score
+from verifier.speculation import Consistency, consistency
+
+REASON = "speculative_decoding"
+_BEGUN = 4.0  # nats
+_HEAD = 12  # tokens of an answer that a speculating V1 draws in step, before its first draft
+_CONSISTENT = 0.96
+"""Share of consistent tokens from which on V2's rules verify an answer: drafts that were sampled leave 0.94 at most."""
+_DRAFT_PLACE, _DRAFT_STEPS = 2**30, range(4)
+"""Where V2 draws its drafts since 0.29: this far behind the target's noise; since 0.33 with the step in the seed."""
+
+
+def with_speculation(
+    found: Identification, pieces: Sequence[Piece], tried: int, claimed: str | None
+) -> Identification:
+    """The same, or what speculation explains better."""
+    needed = float(np.log(tried + len(DRAFTERS))) + SURENESS
+    return _under_v1(found, pieces, needed, claimed) or _under_v2(found, pieces, needed, claimed) or found
+
+
+def _under_v1(
+    found: Identification, pieces: Sequence[Piece], needed: float, claimed: str | None
+) -> Identification | None:
+    base = _base(claimed, "v1") or V1
+    # the answers of quantized models begin in step too, and stay so
+    if bet(base, 0, [each.head(_HEAD) for each in pieces]).ranked().evidence < _BEGUN:
+        return None
+    best = max((one.ranked() for one in _ngram_bets(base, pieces)), key=lambda r: r.evidence, default=None)
+    known = found.evidence if found.contract else 0.0
+    if best and best.evidence >= known + needed and best.match_rate >= IN_STEP:
+        return _led_by(best, found)
+    return None
+
+
+def _under_v2(
+    found: Identification, pieces: Sequence[Piece], needed: float, claimed: str | None
+) -> Identification | None:
+    for base in dict.fromkeys([*([_base(claimed, "v2")] if _base(claimed, "v2") else []), *V2]):
+        assert base is not None
+        any_drafter = f"{base}{',' if ':' in base else ':'}drafter=any"
+        if bet(any_drafter, 0, probe(pieces)).ranked().evidence <= 0.0:
+            continue
+        standing = [_consistency(base, each) for each in pieces]
+        loosely = bet(any_drafter, 0, pieces).ranked()
+        if loosely.evidence < needed:
+            continue
+        if _proposed(standing) >= needed:
+            exact = max((one.ranked() for one in _ngram_bets(base, pieces)), key=lambda r: r.evidence)
+            if exact.evidence >= loosely.evidence and exact.match_rate >= IN_STEP:
+                return _led_by(exact, found)
+            named = _led_by(loosely, found)
+            return named if loosely.match_rate >= _CONSISTENT else replace(named, contract=None, reason=REASON)
+        if _drawn_as_drafts(base, pieces, standing) >= needed:
+            return replace(_led_by(loosely, found), contract=None, reason=REASON)
+    return None
+
+
+def _led_by(best: Ranked, found: Identification) -> Identification:
+    return Identification(best.contract, None, found.tokens, [best, *found.ranking])
+
+
+def _base(claimed: str | None, runner: str) -> str | None:
+    """The claimed contract without a drafter, if it is vLLM's with this runner."""
+    if claimed is None:
+        return None
+    name, rules = parse(claimed), contract(claimed)
+    options = {key: value for key, value in name.options.items() if key not in {"ngram", "drafts", "drafter"}}
+    kind = CudaRace if runner == "v1" else GumbelContract
+    return render(replace(name, options=options)) if name.engine == "vllm" and isinstance(rules, kind) else None
+
+
+def _ngram_bets(base: str, pieces: Sequence[Piece]) -> Iterator[Bet]:
+    seen = set[bytes]()
+    texts = [each.sample.sequence for each in pieces]
+    for drafter in DRAFTERS:
+        plans = [plan(t.prompt_token_ids, t.output_token_ids, drafter, len(t.output_token_ids)) for t in texts]
+        steps = b"".join(each.drafts.tobytes() + each.draws.tobytes() for each in plans)
+        if steps not in seen:
+            seen.add(steps)
+            yield bet(with_drafter(base, drafter), 0, pieces)
+
+
+def with_drafter(base: str, drafter: NgramDrafter) -> str:
+    """A contract id with a drafter added."""
+    name = parse(base)
+    spelled = {"ngram": f"{drafter.shortest}-{drafter.longest}", "drafts": str(drafter.count)}
+    return render(ContractName(name.engine, name.version, name.runner, {**name.options, **spelled}))
+
+
+def _consistency(base: str, each: Piece) -> Consistency:
+    rules, sample = contract(base), each.sample
+    assert isinstance(rules, GumbelContract)
+    return consistency(
+        each.logits, each.claimed, seed=seed_of(rules, each), contract=rules,
+        positions=rules.positions(len(sample.sequence.prompt_token_ids), len(each.logits)),
+        params=clamp_temperature(sample.params, rules.lowest_temperature),
+    )  # fmt: skip
+
+
+def _proposed(standing: Sequence[Consistency]) -> float:
+    """Nats for "the tokens that miss the race were proposed", from how many of them V2's rules explain."""
+    missed = [~one.plain.exact_match for one in standing]
+    explained = np.concatenate([one.explained[rows] for one, rows in zip(standing, missed, strict=True)])
+    chances = np.concatenate([one.chance[rows] for one, rows in zip(standing, missed, strict=True)])
+    return ratio(explained, chances)
+
+
+def _drawn_as_drafts(base: str, pieces: Sequence[Piece], standing: Sequence[Consistency]) -> float:
+    """Nats for "the tokens that miss the race are a drafter's draws", at the best place where drafts are drawn."""
+    return max(_at_step(base, step, pieces, standing) for step in _DRAFT_STEPS)
+
+
+def _at_step(base: str, step: int, pieces: Sequence[Piece], standing: Sequence[Consistency]) -> float:
+    rules, match, chances = contract(base), [], []
+    for each, one in zip(pieces, standing, strict=True):
+        missed = ~one.plain.exact_match
+        positions = rules.positions(len(each.sample.sequence.prompt_token_ids), len(each.logits))
+        if missed.any():
+            drawn = score(
+                each.logits[missed], each.claimed[missed], seed=seed_of(rules, each) ^ (step << 32),
+                positions=positions[missed] + _DRAFT_PLACE, params=each.sample.params, contract=rules,
+            )  # fmt: skip
+            match.append(drawn.exact_match)
+            chances.append(drawn.prob)
+    return ratio(np.concatenate(match), np.concatenate(chances)) if match else 0.0
