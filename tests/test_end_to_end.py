@@ -21,6 +21,7 @@ from verifier.cheats import parse_cheats
 from verifier.executor import InlineExecutor
 from verifier.generation import load_engine
 from verifier.models import load_model
+from verifier.samplers import candidates
 from verifier.worker import Worker
 
 SAMPLER = "vllm@0.26.0/v2"
@@ -35,7 +36,9 @@ async def provider(directory: Path, *cheats: str, sampler: str = SAMPLER) -> Asy
 
 
 @asynccontextmanager
-async def audited(tmp_path: Path, base_url: str, reference: Path, **sampling) -> AsyncIterator[tuple[str, str]]:
+async def audited(
+    tmp_path: Path, base_url: str, reference: Path, *, sampler: str = SAMPLER, **sampling
+) -> AsyncIterator[tuple[str, str]]:
     """A proxy before the provider; yields its address and the store's URL."""
     store = f"sqlite:///{tmp_path / 'audit.db'}"
     config = parse_config(
@@ -47,7 +50,7 @@ async def audited(tmp_path: Path, base_url: str, reference: Path, **sampling) ->
                 {
                     "name": "up", "base_url": base_url, "kind": "vllm",
                     "sampling": {"temperature": 1.0, "top_p": 0.95, **sampling},
-                    "models": {"tiny": {"reference": str(reference), "sampler": SAMPLER}},
+                    "models": {"tiny": {"reference": str(reference), "sampler": sampler}},
                 }
             ],
         },
@@ -76,7 +79,7 @@ async def chat(address: str, count: int = 2, **more) -> None:
     async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as sdk:
         for number in range(count):
             answer = await sdk.chat.completions.create(
-                model="tiny", messages=CHAT, max_tokens=24, stream=bool(number % 2), **more
+                model="tiny", messages=CHAT, stream=bool(number % 2), **{"max_tokens": 24, **more}
             )
             if number % 2:
                 async for _ in answer:
@@ -94,7 +97,7 @@ async def test_an_honest_providers_answers_match_token_for_token(tmp_path, tiny_
     assert {job.state for job in await rows(store, Job)} == {JobState.DONE}
     (stream,) = await rows(store, Stream)
     assert (stream.audits, stream.requests, stream.verdict) == (4, 4, "inconclusive")
-    assert stream.identified is None
+    assert stream.identified["contract"] == SAMPLER
 
 
 async def test_every_choice_of_n_gets_its_audit_under_its_own_seed(tmp_path, tiny_directory):
@@ -155,3 +158,36 @@ async def test_another_sampler_accuses_nobody_and_is_named(tmp_path, tiny_direct
     (stream,) = await rows(store, Stream)
     assert (stream.verdict, stream.reasons) == ("unsupported", ["sampler_differs"])
     assert stream.identified["contract"].startswith("vllm@0.26.0/v1")
+
+
+SPECULATING = ("vllm@0.26.0/v1:drafts=3,ngram=1-2", "vllm@0.26.0/v2:drafts=3,ngram=1-2")
+TWICE = ("sglang@0.5.8", "sglang@0.5.23")  # served by id or by rank, which the batch decides
+
+
+@pytest.mark.parametrize("sampler", [one for one in (*candidates(), *SPECULATING) if one not in TWICE])
+async def test_an_engine_that_draws_by_any_contract_matches_token_for_token(tmp_path, tiny_directory, sampler):
+    reference = tiny_directory
+    async with (
+        provider(reference, sampler=sampler) as url,
+        audited(tmp_path, url, reference, sampler=sampler, top_p=1.0) as (address, store),
+    ):
+        await chat(address, 2, n=2)
+    await work_off(store)
+    audits = await rows(store, Audit)
+    assert [audit.exact_match_rate for audit in audits] == [1.0] * 4
+
+
+@pytest.mark.parametrize("runner", SPECULATING)
+async def test_a_provider_that_speculates_unasked_is_verified_by_its_drafter(tmp_path, tiny_directory, runner):
+    reference, plain = tiny_directory, runner.partition(":")[0]
+    async with (
+        provider(reference, sampler=runner) as url,
+        audited(tmp_path, url, reference, sampler=plain, temperature=0.2) as (address, store),
+    ):
+        await chat(address, 4, max_tokens=80)
+    await work_off(store)
+    (stream,) = await rows(store, Stream)
+    audits = await rows(store, Audit)
+    assert stream.verdict in ("inconclusive", "consistent")
+    assert stream.identified["contract"].startswith(f"{plain}:drafts=")
+    assert {audit.notes["verified_by"] for audit in audits} == {stream.identified["contract"]}

@@ -19,6 +19,8 @@ from verifier.lattice import THRESHOLD, Reading, seed_evidence
 from verifier.questions import AnyClaim, Question, questions_of
 from verifier.reading import TextClaim, read_texts
 from verifier.replay import Claim, Reference, replay
+from verifier.resync import Resynced, Shift, follow
+from verifier.samplers import assumption, contract
 from verifier.scoring import TokenScores
 from verifier.tokenization import ChatTokenizer
 from verifier.verify import MARGIN_CLIP
@@ -40,16 +42,22 @@ class _Answer:
     scores: TokenScores
     unclear: NDArray[np.bool_]
     lost_step: bool = False
+    shifts: tuple[Shift, ...] = ()
 
 
 def audit_exchanges(
-    exchanges: Sequence[Exchange], model: TrustedModel, *, now: datetime
+    exchanges: Sequence[Exchange], model: TrustedModel, *, now: datetime, samplers: Mapping[str, str] | None = None
 ) -> dict[str, list[NewAudit]]:
-    """Audits of each exchange's choices, by exchange id, from one run of the reference over all of them."""
+    """Audits of each exchange's choices, by exchange id, from one run of the reference over all of them.
+
+    `samplers`, by exchange id, are contracts to verify by in place of the configured ones.
+    """
     questions = [
         question
         for exchange in exchanges
-        for question in questions_of(exchange, model.tokenizer, model.reference)
+        for question in questions_of(
+            exchange, model.tokenizer, model.reference, sampler=(samplers or {}).get(exchange.id)
+        )
     ]
     claims = [claim for question in questions for claim in (question.claim, question.told) if claim]
     answers = iter(_answers(claims, model))
@@ -62,19 +70,20 @@ def audit_exchanges(
 
 
 def _answers(claims: Sequence[AnyClaim], model: TrustedModel) -> list[_Answer | Unsupported]:
-    """What the reference says of each claim: known ids are replayed, texts are searched."""
+    """What the reference says of each claim: known ids are replayed and followed, texts are searched."""
     known = [claim for claim in claims if isinstance(claim, Claim)]
     texts = [claim for claim in claims if isinstance(claim, TextClaim)]
-    replayed = iter(replay(model.reference, known))
+    plain = replay(model.reference, known)
+    followed = iter([follow(model.reference, claim, scores) for claim, scores in zip(known, plain, strict=True)])
     ends = model.tokenizer.end_token_ids
     readings = iter(read_texts(model.reference, texts, model.tokenizer.spelling, end_token_ids=ends) if texts else ())
     return [
-        _of_scores(next(replayed)) if isinstance(claim, Claim) else _of_reading(next(readings)) for claim in claims
+        _of_scores(next(followed)) if isinstance(claim, Claim) else _of_reading(next(readings)) for claim in claims
     ]
 
 
-def _of_scores(scores: TokenScores) -> _Answer:
-    return _Answer(scores, np.zeros(len(scores), np.bool_))
+def _of_scores(found: Resynced) -> _Answer:
+    return _Answer(found.scores, np.zeros(len(found.scores), np.bool_), shifts=found.shifts)
 
 
 def _of_reading(reading: Reading | VerifierError) -> _Answer | Unsupported:
@@ -103,7 +112,7 @@ def _audit(
     explained = _told_note(answer, told, greedy=question.claim.params.is_greedy)
     return NewAudit(
         **known,
-        notes={**question.notes, **explained, **({"lost_step": True} if answer.lost_step else {})},
+        notes={**question.notes, **explained, **_sampler_notes(question, answer)},
         verdict_status="verified",
         token_source=question.source,
         sampling=distribution(question.claim.params),
@@ -124,6 +133,19 @@ def _told_note(answer: _Answer, told: _Answer | Unsupported | None, *, greedy: b
     rate = _mean(told.scores[~told.unclear].exact_match)
     nats = [seed_evidence(one.scores, greedy=greedy) for one in (told, answer)]
     return {"match_rate_on_told_prompt": rate, "told_prompt_explains": nats[0] - nats[1] >= THRESHOLD}
+
+
+def _sampler_notes(question: Question, answer: _Answer) -> Mapping[str, Any]:
+    """What a reader must know of the contract: another one than configured, what it assumes, draws that were lost."""
+    assert question.claim is not None
+    configured = question.exchange.sampler or ""
+    by, assumed = question.claim.contract.id, assumption(configured)
+    return {
+        **({"lost_step": True} if answer.lost_step else {}),
+        **({} if by == contract(configured).id else {"verified_by": by}),
+        **({"assumed": assumed} if assumed else {}),
+        **({"resync": [shift.to_dict() for shift in answer.shifts]} if answer.shifts else {}),
+    }
 
 
 def summary_columns(scores: TokenScores, unclear: NDArray[np.bool_]) -> dict[str, Any]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
 
 from storage.audits import NewAudit
 from storage.models import Exchange
 from verifier.audit import TrustedModel, audit_exchanges
 from verifier.errors import VerifierError
-from verifier.stream_identity import identity
+from verifier.samplers import contract
+from verifier.stream_identity import accuses_nobody, annotated, identity, is_suspicious
 
 logger = logging.getLogger("seedproof.worker")
 
 Results = dict[str, list[NewAudit] | Exception]
 """Of each exchange of a batch, by id: one audit per choice, or what broke it."""
+
+_LOOKS = 8
+"""Batches of a stream that matches from whose first answers a contract is looked for until one is named."""
+
+Stream = tuple[str, str, str | None]
+"""Upstream, model and configured sampler; the reference goes without saying."""
 
 
 class Auditor:
@@ -29,11 +36,57 @@ class Auditor:
     def __init__(self, load: Callable[[str], TrustedModel]) -> None:
         self._load = load
         self._models: dict[str, TrustedModel] = {}
+        self._samplers: dict[Stream, str] = {}
+        self._looks = Counter[Stream]()
 
     def audit(self, reference: str, batch: Sequence[Exchange], *, now: datetime) -> Results:
-        """Results of all; an exchange that breaks the batch gets its own exception, the rest their audits."""
+        """Results of all; an exchange that breaks the batch gets its own exception, the rest their audits.
+
+        Answers that match less than honest ones are first asked which contract drew them, and so are a stream's first.
+        """
+        results = self._audited(reference, batch, now)
+        streams: dict[Stream, list[Exchange]] = {}
+        for exchange in batch:
+            if not isinstance(results[exchange.id], Exception):
+                streams.setdefault(stream_of(exchange), []).append(exchange)
+        for exchanges in streams.values():
+            try:
+                results.update(self._explained(reference, exchanges, results, now))
+            except Exception:
+                logger.warning("a stream of %s could not be identified", exchanges[0].upstream, exc_info=True)
+        return results
+
+    def _explained(self, reference: str, exchanges: Sequence[Exchange], results: Results, now: datetime) -> Results:
+        """Results of one stream's exchanges that its sampler's identity changes."""
+        stream = stream_of(exchanges[0])
+        suspects = [exchange for exchange in exchanges if is_suspicious(_audits(results, exchange))]
+        if not suspects and self._looks[stream] >= _LOOKS:
+            return {}
+        self._looks[stream] += 1
+        asked = suspects or exchanges
+        found = identity(asked, self._model(reference))
+        if found is None or not (suspects or found["reason"] is None):
+            return {}
+        if not suspects:
+            self._looks[stream] = _LOOKS
+        changed: Results = {exchange.id: results[exchange.id] for exchange in asked}
+        configured = contract(exchanges[0].sampler or "").id
+        if found["reason"] is None and found["contract"] != self._samplers.get(stream, configured):
+            self._samplers[stream] = found["contract"]
+            # where in the batch the provider changed, each answer tells by itself
+            again = self._audited(reference, exchanges, now)
+            changed = {number: max(audits, results[number], key=matched) for number, audits in again.items()}
+        elif accuses_nobody(found):
+            changed = {one.id: annotated(_audits(changed, one), other_sampler=found["reason"]) for one in asked}
+        first = asked[0]
+        return {**changed, first.id: annotated(_audits(changed, first), identified=dict(found))}
+
+    def _audited(self, reference: str, batch: Sequence[Exchange], now: datetime) -> Results:
+        """Results by the contracts in use."""
+        used = {exchange.id: self._samplers.get(stream_of(exchange)) for exchange in batch}
+        samplers = {number: sampler for number, sampler in used.items() if sampler}
         try:
-            return dict(audit_exchanges(batch, self._model(reference), now=now))
+            return dict(audit_exchanges(batch, self._model(reference), now=now, samplers=samplers))
         except Exception as error:
             if len(batch) == 1:
                 logger.warning("audit of %s failed: %s", batch[0].id, error)
@@ -42,18 +95,26 @@ class Auditor:
                 return {exchange.id: error for exchange in batch}
         results: Results = {}
         for exchange in batch:
-            results.update(self.audit(reference, [exchange], now=now))
+            results.update(self._audited(reference, [exchange], now))
         return results
-
-    def identity(self, reference: str, exchanges: Sequence[Exchange]) -> Mapping[str, Any] | None:
-        """What `verifier.stream_identity.identity` says of one stream's exchanges; None where it broke."""
-        try:
-            return identity(exchanges, self._model(reference))
-        except Exception:
-            logger.warning("a stream of %s could not be identified", exchanges[0].upstream, exc_info=True)
-            return None
 
     def _model(self, reference: str) -> TrustedModel:
         if reference not in self._models:
             self._models[reference] = self._load(reference)
         return self._models[reference]
+
+
+def stream_of(exchange: Exchange) -> Stream:
+    """The stream that an exchange belongs to."""
+    return exchange.upstream, exchange.model, exchange.sampler
+
+
+def matched(audits: list[NewAudit] | Exception) -> int:
+    """How many tokens of an exchange match."""
+    return 0 if isinstance(audits, Exception) else sum(audit.exact_matches for audit in audits)
+
+
+def _audits(results: Results, exchange: Exchange) -> list[NewAudit]:
+    """An exchange's audits; none where it broke."""
+    found = results[exchange.id]
+    return [] if isinstance(found, Exception) else found

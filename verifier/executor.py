@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from storage.models import Exchange
 from verifier.auditor import Auditor, Results
@@ -16,10 +16,6 @@ class Executor(Protocol):
 
     async def audit(self, reference: str, batch: Sequence[Exchange], *, now: datetime) -> Results:
         """What `Auditor.audit` returns."""
-        ...
-
-    async def identity(self, reference: str, exchanges: Sequence[Exchange]) -> Mapping[str, Any] | None:
-        """What `Auditor.identity` returns."""
         ...
 
 
@@ -33,7 +29,3 @@ class InlineExecutor:
     async def audit(self, reference: str, batch: Sequence[Exchange], *, now: datetime) -> Results:
         async with self._turn:
             return await asyncio.to_thread(self._auditor.audit, reference, batch, now=now)
-
-    async def identity(self, reference: str, exchanges: Sequence[Exchange]) -> Mapping[str, Any] | None:
-        async with self._turn:
-            return await asyncio.to_thread(self._auditor.identity, reference, exchanges)

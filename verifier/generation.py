@@ -28,6 +28,7 @@ from verifier.references import torch_device
 from verifier.samplers import SamplerContract, contract
 from verifier.sampling_params import SamplingParams
 from verifier.scoring import clamp_temperature
+from verifier.speculation import is_servable, is_speculating, speculated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Row:
     deliver: Callable[[Event], None]
     generated: int = 0
     undrawn: int = 0
+    output: list[int] = field(default_factory=list)
     last_id: int = field(default=-1)
     finished: bool = False
     cancelled: bool = False
@@ -259,6 +261,8 @@ class GenerationEngine:
         winner = logits.argmax(1)
         if row.params.is_greedy:
             return int(winner[0])
+        if is_speculating(self._sampler):
+            return self._speculate(row, logits)
         tempered = logits.astype(np.float64) / row.params.temperature
         draws = self._sampler.draw(
             logits,
@@ -271,8 +275,17 @@ class GenerationEngine:
         row.undrawn += draws.skipped
         return int(draws.winners[0])
 
+    def _speculate(self, row: Row, logits: NDArray[np.float32]) -> int:
+        """The next token where a drafter proposes: what was proposed follows from the tokens so far."""
+        drawn = speculated(
+            logits, row.generated, row.served, [*row.output, int(logits.argmax())],
+            seed=row.seed, params=row.params, contract=self._sampler,
+        )  # fmt: skip
+        return int(drawn.predicted_ids[0])
+
     def _emit(self, row: Row, token_id: int, logprobs: torch.Tensor) -> None:
         row.generated, row.last_id = row.generated + 1, token_id
+        row.output.append(token_id)
         text = row.text.push(token_id)
         reason, stopped = finish(row, token_id)
         row.finished = reason is not None
@@ -328,12 +341,14 @@ def load_engine(
 
     Raises:
         ReferenceUnreadable: the directory holds no model and tokenizer that transformers can load.
-        InputError: ``sampler_id`` names no contract, or ``device`` no device of this machine.
+        InputError: ``sampler_id`` names no contract or one that cannot be served, or ``device`` no device of this machine.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     sampler, where = contract(sampler_id), torch_device(device)
+    if not is_servable(sampler):
+        raise InputError(f"{sampler_id} names no drafter to serve with: write ngram=SHORTEST-LONGEST,drafts=COUNT")
     cheats = cheats or Cheats()
     served = cheats.model or directory
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from verifier import bets
 from verifier.bets import PROBE, SURENESS, V1, V2, Answer, Identification, Piece, Ranked, Sample, bet, piece, probe
-from verifier.identify_speculation import with_speculation
+from verifier.identify_speculation import with_speculation, without_drafter
 from verifier.processors import History, processed
 from verifier.replay import Claim, Reference
 from verifier.samplers import candidates
@@ -95,7 +95,8 @@ def rank(
         best = bet("greedy", 0, pieces).ranked()
         return _named([best], tokens, 1, claimed)
     trials = _trials(width, claimed)
-    common = [trial for trial in trials if trial[0] in (claimed, *_COMMON) and not trial[1]]
+    usual = [*_COMMON, *([claimed, without_drafter(claimed)] if claimed else [])]
+    common = [trial for trial in trials if trial[0] in usual and not trial[1]]
     rare = [trial for trial in trials if trial not in common]
     ranking = _ranking(common, pieces, tokens, claimed)
     if exhaustive or ranking[0].evidence < CERTAIN:
@@ -109,7 +110,7 @@ def rank(
 
 
 def _trials(width: int, claimed: str | None) -> list[tuple[str, int]]:
-    named = [*([claimed] if claimed else []), *candidates(width)]
+    named = [*([claimed, without_drafter(claimed)] if claimed else []), *candidates(width)]
     return [*dict.fromkeys([*((name, 0) for name in named), *_SHIFTED])]
 
 

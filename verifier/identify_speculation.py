@@ -85,12 +85,17 @@ def _led_by(best: Ranked, found: Identification) -> Identification:
 
 def _base(claimed: str | None, runner: str) -> str | None:
     """The claimed contract without a drafter, if it is vLLM's with this runner."""
-    if claimed is None:
+    if claimed is None or parse(claimed).engine != "vllm":
         return None
-    name, rules = parse(claimed), contract(claimed)
-    options = {key: value for key, value in name.options.items() if key not in {"ngram", "drafts", "drafter"}}
     kind = CudaRace if runner == "v1" else GumbelContract
-    return render(replace(name, options=options)) if name.engine == "vllm" and isinstance(rules, kind) else None
+    return without_drafter(claimed) if isinstance(contract(claimed), kind) else None
+
+
+def without_drafter(contract_id: str) -> str:
+    """The contract's id with no word of speculation."""
+    name = parse(contract_id)
+    options = {key: value for key, value in name.options.items() if key not in {"ngram", "drafts", "drafter"}}
+    return render(replace(name, options=options))
 
 
 def _ngram_bets(base: str, pieces: Sequence[Piece]) -> Iterator[Bet]:

@@ -75,23 +75,25 @@ class _Asked:
         return Claim(TokenSequence(prompt_token_ids, aligned.token_ids), seed, self.params, self.rules)
 
 
-def questions_of(exchange: Exchange, tokenizer: ChatTokenizer, reference: Reference) -> list[Question]:
-    """The questions of an exchange's choices, in their order."""
+def questions_of(
+    exchange: Exchange, tokenizer: ChatTokenizer, reference: Reference, *, sampler: str | None = None
+) -> list[Question]:
+    """The questions of an exchange's choices, in their order, by the configured contract or by `sampler`."""
     choices = exchange.response.get("choices") or []
     try:
-        asked = _asked(exchange, tokenizer)
+        asked = _asked(exchange, tokenizer, sampler or exchange.sampler or "")
     except (Unsupported, InputError) as error:
         refusal = error if isinstance(error, Unsupported) else Unsupported("sampling_not_replayable", str(error))
         return [Question(exchange, int(choice["index"]), refusal=refusal) for choice in choices]
     return [_question(asked, choice, tokenizer, reference) for choice in choices]
 
 
-def _asked(exchange: Exchange, tokenizer: ChatTokenizer) -> _Asked:
+def _asked(exchange: Exchange, tokenizer: ChatTokenizer, sampler: str) -> _Asked:
     prompts = _prompts(exchange, tokenizer)
     params = SamplingParams.from_fields(exchange.forced)
     if exchange.forced.get("seed") is None and not params.is_greedy:
         raise Unsupported("no_seed", "no seed was forced")
-    return _Asked(exchange, prompts, params, contract(exchange.sampler or ""))
+    return _Asked(exchange, prompts, params, contract(sampler))
 
 
 def _prompts(exchange: Exchange, tokenizer: ChatTokenizer) -> list[Prompt]:

@@ -39,6 +39,11 @@ def is_speculating(contract: SamplerContract) -> bool:
     return isinstance(contract, SpeculatingRace | SpeculatingGumbel)
 
 
+def is_servable(contract: SamplerContract) -> bool:
+    """Whether tokens can be drawn by this contract: not by one whose drafter is unknown."""
+    return not isinstance(contract, SpeculatingGumbel) or contract.drafter is not None
+
+
 def speculated(
     logits: NDArray[np.float32], first: int, prompt: Sequence[int], output: Sequence[int], *, seed: int,
     params: SamplingParams, contract: SamplerContract,

@@ -34,6 +34,7 @@ class AuditedAnswer:
         refusal: code of why nothing could be scored.
         retokenized: the ids were found from the text.
         prompt_differs: the provider's prompt tokens are not those of the messages.
+        other_sampler: another sampler than the configured one drew it (`verifier.stream_identity`).
     """
 
     scores: SequenceScores | None
@@ -42,6 +43,7 @@ class AuditedAnswer:
     refusal: str | None = None
     retokenized: bool = False
     prompt_differs: bool = False
+    other_sampler: bool = False
 
     @classmethod
     def of(cls, scores: TokenScores, sampling: Mapping[str, float] | None) -> AuditedAnswer:
@@ -138,6 +140,8 @@ class StreamState:
 
     def _linked_by(self, audit: AuditedAnswer) -> StreamState:
         assert audit.scores is not None
+        if audit.other_sampler:
+            return replace(self, link=-LINKED, drawn=self.drawn + 1)
         if not linkage.is_drawn(audit.prob):
             return self
         gained = float(linkage.gains(audit.scores.exact_match, audit.prob).sum())
@@ -147,15 +151,16 @@ class StreamState:
     def _why_unlinked(self, identified: Mapping[str, Any]) -> str:
         if self.prompts_differ and not self.drawn:
             return "prompt_tokens_differ"
-        if self.ever_linked:
-            return "sampler_changed"
-        return str(identified.get("reason") or "sampler_unknown")
+        found = str(identified.get("reason") or "sampler_unknown")
+        return "sampler_changed" if self.ever_linked and found != "speculative_decoding" else found
 
 
 def _why_not_seeded(audit: AuditedAnswer) -> str | None:
     assert audit.scores is not None
     if audit.prompt_differs:
         return "prompt_tokens_differ"
+    if audit.other_sampler:
+        return "sampler_not_followed"
     if linkage.is_drawn(audit.prob) and not linkage.follows(audit.scores.exact_match, audit.prob):
         return "sampler_not_followed"
     return None

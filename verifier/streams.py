@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,10 +17,7 @@ from verifier.report import StreamReport
 from verifier.stream_state import AuditedAnswer, StreamState
 
 
-async def weigh(
-    session: AsyncSession, exchange_id: str, key: StreamKey, *, now: datetime,
-    identified: Mapping[str, Any] | None = None,
-) -> Stream:  # fmt: skip
+async def weigh(session: AsyncSession, exchange_id: str, key: StreamKey, *, now: datetime) -> Stream:
     """Weigh an exchange's new audits and renew its stream's verdict.
 
     A stream whose reference got a newer calibration is first weighed again, from its first audit, with that band.
@@ -31,7 +26,6 @@ async def weigh(
         session: the transaction that added the audits.
         exchange_id: whose audits; those already weighed are left out.
         key: the stream that they belong to.
-        identified: which contract the answers follow, kept with a stream that has none yet.
     """
     stream = await streams.locked(session, key, now=now)
     state = StreamState.from_dict(stream.state)
@@ -42,8 +36,7 @@ async def weigh(
     previous, placed = stream.verdict, await streams.place(session, exchange_id, stream)
     for audit in placed:
         state = state.after(audited_answer(audit), band)
-    if stream.identified is None and identified is not None:
-        stream.identified = dict(identified)
+        stream.identified = audit.notes.get("identified") or stream.identified
     _keep(stream, state, band, now)
     await history.note(session, stream, placed, previous=previous, now=now)
     return stream
@@ -98,6 +91,7 @@ def audited_answer(audit: Audit) -> AuditedAnswer:
         sampling=audit.sampling,
         retokenized=audit.token_source is TokenSource.RETOKENIZED,
         prompt_differs=prompt_differs,
+        other_sampler=bool(audit.notes.get("other_sampler")),
     )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,12 +13,10 @@ from storage import audits, exchanges, jobs
 from storage.audits import NewAudit
 from storage.database import Database
 from storage.jobs import Claim
-from storage.models import Exchange
 from storage.streams import StreamKey
 from verifier import streams
 from verifier.auditor import Results
 from verifier.executor import Executor
-from verifier.stream_identity import is_followed
 
 LEASE = timedelta(minutes=5)
 MAX_ATTEMPTS = 5
@@ -41,7 +38,6 @@ class Worker:
         self, database: Database, executor: Executor, *, name: str, batch: int = 8
     ) -> None:
         self._database, self._executor, self._name, self._batch = database, executor, name, batch
-        self._identified: dict[StreamKey, Mapping[str, Any] | None] = {}
 
     async def run(self, *, until_empty: bool = False) -> None:
         """Work until cancelled, or until no job is left to claim."""
@@ -66,21 +62,8 @@ class Worker:
             async with self._kept_alive(batch):
                 asked = [found[claim.exchange_id] for claim in batch]
                 results = await self._executor.audit(reference, asked, now=_now())
-                await self._identify(reference, asked, results)
             await self._finish(batch, results)
         return len(claims)
-
-    async def _identify(self, reference: str, batch: Sequence[Exchange], results: Results) -> None:
-        """Look once for the sampler of each stream whose answers do not follow the configured one."""
-        strangers: dict[StreamKey, list[Exchange]] = {}
-        for exchange in batch:
-            outcome = results[exchange.id]
-            for audit in [] if isinstance(outcome, Exception) else outcome[:1]:
-                key = stream_of(audit)
-                if key not in self._identified and not is_followed(audit):
-                    strangers.setdefault(key, []).append(exchange)
-        for key, exchanges_of_it in strangers.items():
-            self._identified[key] = await self._executor.identity(reference, exchanges_of_it)
 
     async def _finish(self, batch: Sequence[Claim], results: Results) -> None:
         for claim in batch:
@@ -91,8 +74,7 @@ class Worker:
                 elif await jobs.complete(session, claim):
                     await audits.add(session, outcome)
                     for key in {stream_of(audit) for audit in outcome}:
-                        known = self._identified.get(key)
-                        await streams.weigh(session, claim.exchange_id, key, now=_now(), identified=known)
+                        await streams.weigh(session, claim.exchange_id, key, now=_now())
 
     @contextlib.asynccontextmanager
     async def _kept_alive(self, claims: Sequence[Claim]) -> AsyncIterator[None]:
