@@ -13,8 +13,10 @@ from verifier.identify import PROBE, Sample, cut_down, identify, identify_claims
 from verifier.identify_command import identify_command, result
 from verifier.recordings import read_recordings
 from verifier.samplers import contract
+from verifier.samplers.vllm_v2 import acceptances
 from verifier.sampling_params import SamplingParams
 from verifier.sequences import TokenSequence
+from verifier.speculation import speculated
 from verifier.verify import claims_of
 
 V1, V2 = "vllm@0.26.0/v1", "vllm@0.26.0/v2"
@@ -132,3 +134,77 @@ def test_a_sequence_that_the_model_cannot_take_is_an_error_that_names_it(tmp_pat
     arguments = [str(tmp_path / "bad.jsonl"), "--model", str(demo_directory)]
     with pytest.raises(InputError, match="token id lies outside"):
         CliRunner().invoke(identify_command, arguments, catch_exceptions=False)
+
+
+# Speculation under V2, written out rule by rule
+
+
+def speculated_by_v2(drafts, *, count=300, seed=5, width=200, temperature=0.8):
+    """A piece of what V2 emits where `drafts` gives (draft, the drafter's probabilities) or None for each row."""
+    rules, rng = contract(V2), np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (count, width)).astype(np.float32)
+    positions = rules.positions(7, count)
+    noise = rules.gumbel(np.full(count, seed), positions, np.arange(width), width)
+    uniforms, tokens = acceptances(seed, positions), []
+    for place, row in enumerate(logits.astype(np.float64) / temperature):
+        p, proposed = np.exp(row - np.logaddexp.reduce(row)), drafts(row, positions[place])
+        scores = row + noise[place]
+        if proposed is not None:
+            draft, q = proposed
+            with np.errstate(divide="ignore"):
+                scores = np.log(np.maximum(p - q, 0.0)) + noise[place]
+            scores[draft] = np.inf if p[draft] > uniforms[place] * q[draft] else -np.inf
+        tokens.append(int(scores.argmax()))
+    params = SamplingParams(temperature=temperature)
+    return piece(logits, Sample(TokenSequence(list(range(7)), tokens), seed, 0, params))
+
+
+def likeliest_half_of_the_time(row, position):
+    return (int(row.argmax()), np.arange(len(row)) == row.argmax()) if position % 2 else None
+
+
+def test_an_unknown_drafter_of_likeliest_tokens_is_told_from_worse_weights():
+    found = rank([speculated_by_v2(likeliest_half_of_the_time)], 200, claimed=V2)
+    assert (found.contract, found.reason) == (f"{V2}:drafter=any", None)
+    assert found.ranking[0].match_rate == 1.0
+
+
+def test_worse_weights_under_v2_are_not_taken_for_a_drafter():
+    served = speculated_by_v2(lambda row, position: None)
+    blurred = served.logits + np.random.default_rng(1).normal(0, 0.5, served.logits.shape).astype(np.float32)
+    found = rank([piece(blurred, served.sample)], 200, claimed=V2)
+    assert found.contract == V2
+    assert found.ranking[0].match_rate < 0.85
+
+
+def test_sampled_drafts_are_recognized_and_not_verified():
+    noise = contract(V2)
+    rng = np.random.default_rng(9)
+
+    def drawn_at_its_own_place(row, position):
+        drafted = row + rng.normal(0, 0.3, len(row))
+        q = np.exp(drafted - np.logaddexp.reduce(drafted))
+        g = noise.gumbel([5], [position + 2**30], np.arange(len(row)), len(row))[0]
+        return int((drafted + g).argmax()), q
+
+    found = rank([speculated_by_v2(drawn_at_its_own_place)], 200, claimed=V2)
+    assert (found.contract, found.reason) == (None, "speculative_decoding")
+
+
+def test_prompt_lookup_under_v2_is_named_with_its_drafter():
+    rng, width = np.random.default_rng(3), 12
+    logits = rng.normal(0, 1, (300, width)).astype(np.float32)
+    rules, output, params = contract(f"{V2}:ngram=1-3,drafts=3"), [], SamplingParams(temperature=0.8)
+    for place in range(300):
+        drawn = speculated(
+            logits[place : place + 1], place, [1, 2, 3, 1], [*output, 0], seed=5, params=params, contract=rules
+        )
+        output.append(int(drawn.predicted_ids[0]))
+    found = rank([piece(logits, Sample(TokenSequence([1, 2, 3, 1], output), 5, 0, params))], width, claimed=V2)
+    assert found.contract == rules.id
+    assert found.ranking[0].match_rate > 0.97
+
+
+def test_a_claimed_contract_keeps_its_name_where_another_version_draws_the_same():
+    found = rank([made(V2, SamplingParams())], WIDTH, claimed="vllm@0.24.1/v2")
+    assert found.contract == "vllm@0.24.1/v2"

@@ -6,7 +6,7 @@ reaches THRESHOLD = ln C + SURENESS but with probability e^−SURENESS. All are 
 chance left on the rest. Greedy decoding uses no noise, so its bet is no such thing: it must match nearly always.
 
 The contract that a provider claims, if any, is tried first and keeps its name where another one fits only as well.
-Where the best one matches less than CLEAN, speculation is looked for (`identify_speculation`).
+Where the best one matches less than TIDY, speculation is looked for (`identify_speculation`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ LIMIT = 300
 CERTAIN = 60.0
 """Nats beyond which no other contract can be the one."""
 _GREEDY_MATCH = 0.9
-CLEAN = 0.93
-"""Match rate from which on nothing else needs to be looked for."""
+_CLEAN = 0.93  # match rate from which on no other contract needs to be looked for
+TIDY = 0.96
+"""The same, for speculation: of a drafter's proposals most would have been drawn anyway."""
 _UNUSUAL = 4.0  # nats
 _LEFT_AFTER_PROBE, _HOPELESS = 6, -3.0  # the best this many stay, unless they have lost as many nats
 _COMMON = ("greedy", V1, *V2[:2])
@@ -87,8 +88,8 @@ def rank(
 ) -> Identification:
     """Identify from pieces whose logits are `width` wide. Pure.
 
-    The `claimed` contract and those in common use go first; if one of them explains the tokens beyond doubt, the others
-    are tried, and ranked, only where `exhaustive` asks for it.
+    The `claimed` contract and those in common use go first; if one of them explains the tokens beyond doubt, or the
+    claimed one cleanly, the others are tried, and ranked, only where `exhaustive` asks for it.
     """
     tokens = sum(len(each.logits) for each in pieces)
     if all(each.sample.params.is_greedy for each in pieces):
@@ -99,14 +100,15 @@ def rank(
     common = [trial for trial in trials if trial[0] in usual and not trial[1]]
     rare = [trial for trial in trials if trial not in common]
     ranking = _ranking(common, pieces, tokens, claimed)
-    if exhaustive or ranking[0].evidence < CERTAIN:
+    clean = ranking[0].contract == claimed and ranking[0].match_rate >= _CLEAN
+    if exhaustive or not (clean or ranking[0].evidence >= CERTAIN):
         ranking = _sorted([*ranking, *_ranking(rare, pieces, tokens, claimed)], claimed)
-    elif ranking[0].contract.startswith(V1):
+    elif ranking[0].contract.startswith(V1) and not clean:
         # the GPU classes differ on few tokens
         twins = [trial for trial in rare if trial[0].startswith(f"{V1}:gpu=")]
         ranking = _sorted([*ranking, *_ranking(twins, pieces, tokens, claimed)], claimed)
     found = _named(ranking, tokens, len(trials), claimed)
-    return found if ranking[0].match_rate >= CLEAN else with_speculation(found, pieces, len(trials), claimed)
+    return found if ranking[0].match_rate >= TIDY else with_speculation(found, pieces, len(trials), claimed)
 
 
 def _trials(width: int, claimed: str | None) -> list[tuple[str, int]]:

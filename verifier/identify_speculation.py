@@ -30,6 +30,7 @@ _BEGUN = 4.0  # nats
 _HEAD = 12  # tokens of an answer that a speculating V1 draws in step, before its first draft
 _CONSISTENT = 0.96
 """Share of consistent tokens from which on V2's rules verify an answer: drafts that were sampled leave 0.94 at most."""
+_SLACK = 0.02  # of a match rate: what rounding turns of the drafts that the rules allow either way
 _DRAFT_PLACE, _DRAFT_STEPS = 2**30, range(4)
 """Where V2 draws its drafts since 0.29: this far behind the target's noise; since 0.33 with the step in the seed."""
 
@@ -45,10 +46,12 @@ def with_speculation(
 def _under_v1(
     found: Identification, pieces: Sequence[Piece], needed: float, claimed: str | None
 ) -> Identification | None:
-    base = _base(claimed, "v1") or V1
-    # the answers of quantized models begin in step too, and stay so
-    if bet(base, 0, [each.head(_HEAD) for each in pieces]).ranked().evidence < _BEGUN:
-        return None
+    base = _base(claimed, "v1")
+    if base is None:
+        # an engine that nobody names is looked at closely only where its answers begin in step
+        base = V1
+        if bet(base, 0, [each.head(_HEAD) for each in pieces]).ranked().evidence < _BEGUN:
+            return None
     best = max((one.ranked() for one in _ngram_bets(base, pieces)), key=lambda r: r.evidence, default=None)
     known = found.evidence if found.contract else 0.0
     if best and best.evidence >= known + needed and best.match_rate >= IN_STEP:
@@ -59,24 +62,25 @@ def _under_v1(
 def _under_v2(
     found: Identification, pieces: Sequence[Piece], needed: float, claimed: str | None
 ) -> Identification | None:
-    for base in dict.fromkeys([*([_base(claimed, "v2")] if _base(claimed, "v2") else []), *V2]):
-        assert base is not None
+    for base in dict.fromkeys([_base(claimed, "v2") or V2[0], *V2]):
         any_drafter = f"{base}{',' if ':' in base else ':'}drafter=any"
-        if bet(any_drafter, 0, probe(pieces)).ranked().evidence <= 0.0:
-            continue
-        standing = [_consistency(base, each) for each in pieces]
-        loosely = bet(any_drafter, 0, pieces).ranked()
-        if loosely.evidence < needed:
-            continue
-        if _proposed(standing) >= needed:
-            exact = max((one.ranked() for one in _ngram_bets(base, pieces)), key=lambda r: r.evidence)
-            if exact.evidence >= loosely.evidence and exact.match_rate >= IN_STEP:
-                return _led_by(exact, found)
-            named = _led_by(loosely, found)
-            return named if loosely.match_rate >= _CONSISTENT else replace(named, contract=None, reason=REASON)
-        if _drawn_as_drafts(base, pieces, standing) >= needed:
-            return replace(_led_by(loosely, found), contract=None, reason=REASON)
+        heads = probe(pieces)
+        if bet(any_drafter, 0, heads).ranked().evidence > 0.0:
+            loosely = bet(any_drafter, 0, pieces).ranked()
+            if loosely.evidence >= needed and _proposed([_consistency(base, each) for each in pieces]) >= needed:
+                return _with_drafter(loosely, base, pieces, found)
+        if _drawn_as_drafts(base, heads) > 0.0 and _drawn_as_drafts(base, pieces) >= needed:
+            return replace(_led_by(bet(any_drafter, 0, pieces).ranked(), found), contract=None, reason=REASON)
     return None
+
+
+def _with_drafter(loosely: Ranked, base: str, pieces: Sequence[Piece], found: Identification) -> Identification:
+    """Named with its drafter where prompt lookup explains as much, else as one that is known by its rules alone."""
+    exact = max((one.ranked() for one in _ngram_bets(base, pieces)), key=lambda r: r.evidence)
+    if exact.evidence >= loosely.evidence and exact.match_rate >= loosely.match_rate - _SLACK:
+        return _led_by(exact, found)
+    named = _led_by(loosely, found)
+    return named if loosely.match_rate >= _CONSISTENT else replace(named, contract=None, reason=REASON)
 
 
 def _led_by(best: Ranked, found: Identification) -> Identification:
@@ -134,8 +138,9 @@ def _proposed(standing: Sequence[Consistency]) -> float:
     return ratio(explained, chances)
 
 
-def _drawn_as_drafts(base: str, pieces: Sequence[Piece], standing: Sequence[Consistency]) -> float:
+def _drawn_as_drafts(base: str, pieces: Sequence[Piece]) -> float:
     """Nats for "the tokens that miss the race are a drafter's draws", at the best place where drafts are drawn."""
+    standing = [_consistency(base, each) for each in pieces]
     return max(_at_step(base, step, pieces, standing) for step in _DRAFT_STEPS)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage.audits import NewAudit, unpack_scores
 from storage.models import Exchange
 from verifier.audit import TrustedModel
-from verifier.identify import CLEAN, identify_claims
+from verifier.identify import LIMIT, TIDY, identify_claims
 from verifier.identify_speculation import REASON, without_drafter
 from verifier.questions import questions_of
 from verifier.replay import Claim
@@ -32,7 +32,7 @@ def is_suspicious(audits: Sequence[NewAudit]) -> bool:
     """Whether answers on the right prompt match less than an honest provider's do, by more than one token."""
     clear = [_matches(audit) for audit in audits if audit.scores is not None and not audit.notes.get("prompt_differs")]
     missed, tokens = sum(int((~one).sum()) for one in clear), sum(len(one) for one in clear)
-    return missed > (1.0 - CLEAN) * tokens + 1
+    return missed > (1.0 - TIDY) * tokens + 1
 
 
 def _matches(audit: NewAudit) -> NDArray[np.bool_]:
@@ -53,7 +53,7 @@ def identity(exchanges: Sequence[Exchange], model: TrustedModel) -> Mapping[str,
     if not claims:
         return None
     configured = contract(exchanges[0].sampler or "").id
-    found = identify_claims(model.reference, claims, claimed=configured)
+    found = identify_claims(model.reference, claims, limit=2 * LIMIT, claimed=configured)
     told = {**found.to_dict(), "ranking": [entry.to_dict() for entry in found.ranking[:KEPT]]}
     if found.contract is None:
         return told
