@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from databases import NO_POSTGRES, find_postgres, running_postgres
+from hypothesis import settings
 from tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
     from verifier.reference import TransformersReference
 
 _numbers = itertools.count(1)
+settings.register_profile("by work, not by time", deadline=None)
+settings.load_profile("by work, not by time")
 
 # As the command line does (seedproof.main), and like it before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

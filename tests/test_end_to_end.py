@@ -144,7 +144,7 @@ async def test_a_reference_that_cannot_be_loaded_delays_jobs_and_loses_none(tmp_
 async def test_an_ignored_seed_accuses_nobody_and_is_named(tmp_path, tiny_directory):
     reference = tiny_directory
     async with provider(reference, "ignore-seed") as url, audited(tmp_path, url, reference) as (address, store):
-        await chat(address, 3)
+        await chat(address, 8)
     await work_off(store)
     (stream,) = await rows(store, Stream)
     assert (stream.verdict, stream.reasons) == ("unsupported", ["no_contract_fits"])
@@ -153,7 +153,7 @@ async def test_an_ignored_seed_accuses_nobody_and_is_named(tmp_path, tiny_direct
 async def test_another_sampler_accuses_nobody_and_is_named(tmp_path, tiny_directory):
     reference, sampler = tiny_directory, "vllm@0.26.0/v1"
     async with provider(reference, sampler=sampler) as url, audited(tmp_path, url, reference) as (address, store):
-        await chat(address, 3)
+        await chat(address, 8)
     await work_off(store)
     (stream,) = await rows(store, Stream)
     assert (stream.verdict, stream.reasons) == ("unsupported", ["sampler_differs"])
