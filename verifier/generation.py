@@ -341,7 +341,7 @@ def load_engine(
 
     Raises:
         ReferenceUnreadable: the directory holds no model and tokenizer that transformers can load.
-        InputError: ``sampler_id`` names no contract or one that cannot be served, or ``device`` no device of this machine.
+        InputError: ``sampler_id`` names no contract that can be served, or ``device`` no device of this machine.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
