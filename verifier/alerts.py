@@ -159,7 +159,7 @@ def decide(
         ]
         of_rule = [replace(one, silenced=any(_is_quiet(one, q) for q in quiet)) for one in of_rule]
         told = [_told(rule, standing, now) for standing in of_rule]
-        changed = tuple(new for old, new in zip(of_rule, told, strict=True) if old.told_at != new.told_at)
+        changed = tuple(new for old, new in zip(of_rule, told, strict=True) if old != new)
         after |= {standing.fingerprint: standing for standing in told}
         if changed:
             firing = tuple(s for s in told if s.state == "firing" and not s.silenced and s not in changed)
