@@ -267,6 +267,15 @@ def test_ids_may_spell_markers_around_what_clients_saw_but_not_another_answer():
     assert refusal(choice("Hello", reasoning="why", token_ids=told)) == "ids_do_not_match_text"
 
 
+def test_ids_of_a_tool_call_with_a_long_argument_spell_what_clients_saw():
+    arguments = json.dumps({'the "content"': "All work and no play. " * 200})
+    call = {"function": {"name": "write_file", "arguments": arguments}}
+    told = smollm.encode('<tool_call>\n{"name": "write_file", "arguments": ' + arguments + "}\n</tool_call>")
+    answer = choice("", tool_calls=[call], token_ids=told, finish_reason="tool_calls")
+    assert align(answer, smollm, complete=True).source == "given"
+    assert refusal(choice("", tool_calls=[call], token_ids=smollm.encode("Hello"))) == "ids_do_not_match_text"
+
+
 def test_logprob_entries_without_bytes_may_be_bare_pieces_or_nothing_at_all():
     ids = smollm.encode("The quick brown fox")
     pieces = [{"token": smollm._tokenizer.convert_ids_to_tokens(token), "bytes": None} for token in ids]

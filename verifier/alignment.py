@@ -17,6 +17,7 @@ from verifier.answers import REPLACEMENT, AnswerText, answer_texts, ends_by_toke
 from verifier.errors import Unsupported
 from verifier.spelling import Spelling
 from verifier.tokenization import ChatTokenizer
+from verifier.tool_calls import spellings
 
 _UNSEEN = 120  # characters of markers and syntax around each part of an answer that a client sees
 _TOKEN_ID = re.compile(r"token_id:(\d{1,9})")  # vLLM's return_tokens_as_token_ids
@@ -118,11 +119,12 @@ def _spells_parts(shown: str, choice: Mapping[str, Any]) -> bool:
             return False
         place = found + len(wanted)
     told = list(_told_by(calls))
-    seen = sum(len(choice.get(name) or "") for name in ("reasoning", "text")) + 2 * sum(map(len, told))
-    if len(shown.strip()) - seen > _UNSEEN * (1 + len(told)):
+    seen = sum(len(choice.get(name) or "") for name in ("reasoning", "text"))
+    # the model may have spelled a character of the arguments as six: \u00fc
+    arguments = sum(6 * len((call.get("function") or {}).get("arguments") or "") for call in calls)
+    if len(shown.strip()) - seen - arguments > _UNSEEN * (1 + len(told)):
         return False
-    rest = shown[place:] if calls else ""
-    return all(value in rest or value in shown for value in told)
+    return all(any(form in shown for form in spellings(value)) for value in told)
 
 
 def _told_by(calls: Sequence[Mapping[str, Any]]) -> Iterator[str]:

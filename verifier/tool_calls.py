@@ -127,14 +127,18 @@ def _pieces(syntax: str, calls: Sequence[_Call]) -> Pieces:
     pieces: Pieces = []
     place = 0
     for value in (value for call in calls for value in (call.name, *_leaves(call.arguments)) if value):
-        forms = (_dumped(value)[1:-1], json.dumps(value)[1:-1], value)  # in JSON, in ASCII JSON, in XML
-        spelled = next((form for form in forms if syntax.find(form, place) >= 0), None)
+        spelled = next((form for form in spellings(value) if syntax.find(form, place) >= 0), None)
         if spelled is None:
             raise Unsupported("tool_call_text", "the template writes the arguments otherwise than they were sent")
         found = syntax.find(spelled, place)
         pieces += [(syntax[place:found], False), (spelled, True)]
         place = found + len(spelled)
     return [*pieces, (syntax[place:], False)]
+
+
+def spellings(value: str) -> tuple[str, str, str]:
+    """How a name, key or string may be written inside a call: in JSON, in ASCII JSON, in XML."""
+    return _dumped(value)[1:-1], json.dumps(value)[1:-1], value
 
 
 def _leaves(value: Any) -> Iterator[str]:
