@@ -75,6 +75,20 @@ def test_a_continuation_has_no_space_put_in_front():
     assert spelling.spell(spelling.encode("The dog")) == b"The dog"
 
 
+@pytest.mark.parametrize("name", ["smollm2", "tekken", "gemma-like"])
+@settings(max_examples=60, deadline=None)
+@given(text=texts)
+def test_answers_are_encoded_as_the_tokenizer_itself_does(name, text):
+    assert KINDS[name].spelling.encode(text) == KINDS[name].encode(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=texts.filter(lambda text: not text.startswith((" ", "▁"))))
+def test_mistral_and_llama_2_put_a_space_before_a_text_but_not_before_what_continues_one(text):
+    tokenizer = KINDS["mistral"]
+    assert tokenizer.encode(text) == (tokenizer.spelling.encode(" " + text) if text else [])
+
+
 def test_smollm_writes_what_vllm_wrote():
     assert smollm.spelling.encode("Explain photosynthesis") == smollm.encode("Explain photosynthesis")
 
