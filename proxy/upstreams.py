@@ -35,6 +35,7 @@ class Dialect:
 
 
 _ENGINE_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+_TOP_K_FROM_0 = {**_ENGINE_DEFAULTS, "top_k": 0}  # -1 is an error there
 _OPENAI_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 _LLAMA_CPP_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 _TOKEN_IDS = {"return_token_ids": True}
@@ -52,6 +53,10 @@ DIALECTS: Mapping[str, Dialect] = {
         asked={"logprobs": True, "top_logprobs": 1, "cache_prompt": False},
         asked_of_text={"logprobs": 1, "cache_prompt": False},
     ),
+    "lmdeploy": Dialect(pinned=_TOP_K_FROM_0, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
+    "fireworks": Dialect(pinned=_TOP_K_FROM_0, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
+    # ids stand in the logprobs, whose switch is a number in chats too
+    "together": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, asked={"logprobs": 1}, asked_of_text={"logprobs": 1}),
     "openrouter": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, routes=True),
     "openai": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=False),
 }
