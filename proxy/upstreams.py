@@ -39,6 +39,7 @@ _TOP_K_FROM_0 = {**_ENGINE_DEFAULTS, "top_k": 0}  # -1 is an error there
 _OPENAI_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 _LLAMA_CPP_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 _TOKEN_IDS = {"return_token_ids": True}
+_LOGPROBS = {"logprobs": 1}
 
 DIALECTS: Mapping[str, Dialect] = {
     "vllm": Dialect(pinned=_ENGINE_DEFAULTS, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
@@ -56,7 +57,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "lmdeploy": Dialect(pinned=_TOP_K_FROM_0, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
     "fireworks": Dialect(pinned=_TOP_K_FROM_0, takes_top_k=True, asked=_TOKEN_IDS, asked_of_text=_TOKEN_IDS),
     # ids stand in the logprobs, whose switch is a number in chats too
-    "together": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, asked={"logprobs": 1}, asked_of_text={"logprobs": 1}),
+    "together": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, asked=_LOGPROBS, asked_of_text=_LOGPROBS),
     "openrouter": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=True, routes=True),
     "openai": Dialect(pinned=_OPENAI_DEFAULTS, takes_top_k=False),
 }

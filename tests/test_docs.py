@@ -1,18 +1,22 @@
 """What the documents promise: their SQL runs on both databases, their paths and commands exist."""
 
+import contextlib
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 from sqlalchemy import text
 from storage_rows import audit, exchange
 
+from proxy import config, config_upstreams, dashboard_config, metrics_config
 from seedproof import cli
 from storage import audits, exchanges
 from storage.database import open_database
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/api.md", "docs/verdicts.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 
 
 async def test_the_readmes_queries_run_and_find_rows(database_url):
@@ -39,8 +43,53 @@ def test_paths_that_documents_name_exist(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_that_documents_name_exist(document):
-    written = (ROOT / document).read_text()
-    shell = "\n".join(re.findall(r"```sh\n(.*?)```", written, re.DOTALL))
-    named = {*re.findall(r"^seedproof ([a-z]+)", shell, re.MULTILINE), *re.findall(r"`seedproof ([a-z]+)", written)}
-    assert named <= set(cli.commands)
+def test_commands_in_documents_parse_with_their_options(document):
+    refused = {}
+    for line in commands_of((ROOT / document).read_text()):
+        try:
+            parse(cli, shlex.split(line)[1:])
+        except click.ClickException as error:
+            refused[line] = error.format_message()
+    assert refused == {}
+
+
+def commands_of(text: str) -> list[str]:
+    """Every `seedproof …` command: lines of code blocks, indented or fenced, and inline code with arguments."""
+    fenced = re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL)
+    blocks = fenced + re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    lines = re.findall(r"^(?:[$#] |[\w./-]*/)?(seedproof .*?)(?: +# .*|&)?$", joined, re.MULTILINE)
+    return [re.sub(r"[\[\]…]|\.\.\.", "", line) for line in [*lines, *re.findall(r"`(seedproof [^`]+)`", text)]]
+
+
+def parse(command: click.Command, arguments: list[str]) -> None:
+    """Find the subcommand and read its options, without running or asking for what is missing."""
+    if isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+        known = command.commands.get(arguments[0].split("|")[0])
+        if known is None:
+            raise click.UsageError(f"no command {arguments[0]!r}")
+        return parse(known, arguments[1:])
+    if isinstance(command, click.Group):
+        command.make_parser(click.Context(command)).parse_args(arguments)
+        return None
+    # placeholders are no files, and what is only mentioned leaves out what is needed
+    with contextlib.suppress(click.BadParameter, click.BadOptionUsage):
+        command.parse_args(click.Context(command), arguments)
+    return None
+
+
+def test_every_configuration_key_is_documented():
+    documented: dict[str, set[str]] = {}
+    for section in re.split(r"^##+ ", (ROOT / "docs/configuration.md").read_text(), flags=re.MULTILINE)[1:]:
+        title = section.split("\n")[0].strip("`[] ")
+        first_cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+        documented[title] = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    known = {
+        "The top level": config._TOP, "seed": config._SEED, "limits": config._LIMITS, "clients": config._CLIENT,
+        "journal": getattr(config, "_JOURNAL", ()), "dashboard": dashboard_config.KEYS, "metrics": metrics_config.KEYS,
+        "upstreams": config_upstreams._UPSTREAM,
+        'upstreams.models."NAME"': set(config_upstreams._MODEL) - set(config_upstreams._POLICY),
+        "upstreams.sampling": config_upstreams._SAMPLING, "upstreams.bounds": tuple(config_upstreams.BOUNDS),
+    }  # fmt: skip
+    missing = {section: set(keys) - documented[section] for section, keys in known.items()}
+    assert {section: keys for section, keys in missing.items() if keys} == {}
