@@ -16,9 +16,13 @@ ENGINES_STAMP := $(ENGINES)/.stamp
 # What a CUDA build of torch asks for; their own requirements (nvidia-*) go with them.
 CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
 
+# LangChain, LiteLLM and the Node SDK: clients of tests/test_sdks.py, kept out of our own environment.
+SDKS := $(or $(SEEDPROOF_SDKS),$(HOME)/.cache/seedproof/sdks)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test engines test-engines check bench golden verdicts golden-text lock lock-engines clean
+.PHONY: help setup demo test engines test-engines check bench golden verdicts golden-text sdks test-sdks fuzz lock \
+    lock-engines lock-sdks clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,13 +34,24 @@ demo: $(STAMP)  ## run the whole thing: two providers, the proxy, the worker (AR
 	$(BIN)/seedproof demo $(ARGS)
 
 test: $(STAMP)  ## run the tests that need neither a GPU nor an inference engine
-	$(BIN)/pytest -m "not engine and not gpu" $(ARGS)
+	$(BIN)/pytest -m "not engine and not gpu and not sdk" $(ARGS)
 
 engines: $(ENGINES_STAMP)  ## build the inference engines for test-engines (2.5 GB, outside the clone)
 
 test-engines: $(STAMP)  ## run the tests against real inference engines; CI fails where they cannot be built
 	@$(MAKE) --no-print-directory engines || [ -z "$$CI" ]
 	SEEDPROOF_ENGINES='$(ENGINES)' $(BIN)/pytest -m engine $(ARGS)
+
+sdks: $(SDKS)/.stamp  ## build the environments of the clients for test-sdks (outside the clone)
+
+test-sdks: $(STAMP)  ## run the official SDKs against the proxy; CI fails where they cannot be built
+	@$(MAKE) --no-print-directory sdks || [ -z "$$CI" ]
+	SEEDPROOF_SDKS='$(SDKS)' $(BIN)/pytest -m sdk $(ARGS)
+
+fuzz: $(STAMP)  ## fuzz the proxy's pure cores (ARGS="-max_total_time=600"; 30 s each unless told)
+	$(PIP) install -qq 'atheris==3.0.0'
+	for target in framer folder policy; do \
+	    PYTHONPATH=. $(BIN)/python tests/fuzz/proxy_cores.py $$target $(or $(ARGS),-max_total_time=30) || exit 1; done
 
 check: $(STAMP)  ## lint and check types
 	$(BIN)/ruff check .
@@ -78,6 +93,13 @@ lock-engines:  ## renew engines.lock from engines.in
 	    --excludes "$$tmp/not.txt" --generate-hashes --custom-compile-command 'make lock-engines' \
 	    --output-file engines.lock $(ARGS)
 
+lock-sdks:  ## renew the locks of the SDKs' tests
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	$(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/python" -m pip install -qq uv==$(UV) && \
+	"$$tmp/venv/bin/uv" pip compile tests/sdks/requirements.in --quiet --no-config --universal --python-version 3.10 \
+	    --generate-hashes --custom-compile-command 'make lock-sdks' --output-file tests/sdks/requirements.lock $(ARGS)
+	cd tests/node && npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund
+
 clean:  ## remove caches and build products (.venv stays)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -107,4 +129,11 @@ $(ENGINES_STAMP): engines.lock
 	$(ENGINES)/bin/python -m pip install -qq uv==$(UV)
 	$(ENGINES)/bin/uv pip install --quiet --no-config --compile-bytecode --python $(ENGINES)/bin/python \
 	    --require-hashes --no-deps -r engines.lock
+	@touch $@
+
+$(SDKS)/.stamp: tests/sdks/requirements.lock tests/node/package-lock.json
+	$(PYTHON) -m venv --clear $(SDKS)/python
+	$(SDKS)/python/bin/python -m pip install -qq --require-hashes --no-deps -r tests/sdks/requirements.lock
+	mkdir -p $(SDKS)/node && cp tests/node/package.json tests/node/package-lock.json $(SDKS)/node
+	cd $(SDKS)/node && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@

@@ -19,7 +19,7 @@ from storage.errors import StorageError
 from verifier.alert_commands import alerts_group
 from verifier.commands import alerts_option, named_directories, verify_command, worker_command
 from verifier.demo_commands import demo_command, model_group
-from verifier.errors import InputError, UnknownContract, VerifierError
+from verifier.errors import InputError, VerifierError
 from verifier.evidence_commands import calibrate_command, evaluate_command, report_command
 from verifier.identify_command import identify_command
 
@@ -46,14 +46,14 @@ def serve_command(
     from proxy.commands import run_serve
     from proxy.config import load_config
 
+    if with_worker and processes > 1:
+        raise ConfigError("--with-worker is for one process; run seedproof worker beside several")
     check_contracts(load_config(Path(path)))
     if rules is not None and not with_worker:
         raise ConfigError("the worker watches for alerts: give --alerts to it, or add --with-worker")
     if not with_worker:
         run_serve(Path(path), processes=processes)
         return
-    if processes > 1:
-        raise ConfigError("--with-worker is for one process; run seedproof worker beside several")
     from verifier.commands import run_worker
 
     store, directories = load_config(Path(path)).store, named_directories(references)
@@ -63,19 +63,36 @@ def serve_command(
 def check_contracts(config: ProxyConfig) -> None:
     """Refuse a sampler that no contract has, where the verifier is installed; the proxy alone cannot tell.
 
+    Asked of another process: the contracts' kernels would double the memory that the proxy holds as long as it runs.
+
     Raises:
         ConfigError: naming the upstream, the model and the way out.
     """
-    try:
-        from verifier.samplers import contract
-    except ModuleNotFoundError:
-        return
+    import json
+    import subprocess
+
+    used = sorted({model.sampler for upstream in config.upstreams for model in upstream.models.values()})
+    command = [sys.executable, "-c", _UNKNOWN, *used]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own words)
+    unknown = json.loads(asked.stdout) if asked.returncode == 0 else {}
     for upstream in config.upstreams:
         for name, model in upstream.models.items():
-            try:
-                contract(model.sampler)
-            except UnknownContract as error:
-                raise ConfigError(f"upstream {upstream.name!r}, model {name!r}: {error}") from error
+            if model.sampler in unknown:
+                raise ConfigError(f"upstream {upstream.name!r}, model {name!r}: {unknown[model.sampler]}")
+
+
+_UNKNOWN = """
+import json, sys
+from verifier.errors import UnknownContract
+from verifier.samplers import contract
+unknown = {}
+for sampler in sys.argv[1:]:
+    try:
+        contract(sampler)
+    except UnknownContract as error:
+        unknown[sampler] = str(error)
+print(json.dumps(unknown))
+"""
 
 
 @cli.command("provider")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.gateway.commands import CHUNKS, PORTS, Gateway, gateways
+from bench.gateway.commands import CHUNKS, KINDS, Gateway, free_ports, gateways
 
 ROOT = Path(__file__).parents[1]
 READY_SECONDS = 120.0
@@ -66,31 +66,35 @@ def main() -> None:
     args = parser.parse_args()
     if args.nice:
         os.nice(args.nice)
-    with tempfile.TemporaryDirectory(prefix="seedproof-bench-") as scratch:
-        known = gateways(Path(scratch), args.litellm)
-        names = args.gateways.split(",") if args.gateways else [
-            name for name in known if not (args.quick and name == "litellm")
-        ]
-        result = run([known[name] for name in names], QUICK if args.quick else CASES)
+    names = args.gateways.split(",") if args.gateways else ["bare_proxy", "seedproof"]
+    if not args.gateways and not args.quick:
+        names.append("litellm")
+    result = run(names, QUICK if args.quick else CASES, args.litellm)
     print(json.dumps({name: summary for name, summary in result.items() if name != "cases"}, indent=2))
     if args.save:
         save(result, args.litellm)
 
 
-def run(chosen: list[Gateway], cases: tuple[Case, ...]) -> dict[str, object]:
+def run(names: list[str], cases: tuple[Case, ...], litellm: Path = Path("none")) -> dict[str, object]:
     """Every case directly, then through each gateway; a summary of each gateway and all cases."""
-    rows = []
-    with started([sys.executable, "-m", "bench.gateway.provider", *_provider_ports()], {}, None):
-        direct = {case.name: load(case, f"http://127.0.0.1:{PORTS[case.kind]}/v1", []) for case in cases}
+    rows: list[dict[str, object]] = []
+    ports = dict(zip(KINDS, free_ports(len(KINDS)), strict=True))
+    provider = [part for kind, port in ports.items() for part in (f"--{kind}", str(port))]
+    with (
+        tempfile.TemporaryDirectory(prefix="seedproof-bench-") as scratch,
+        started([sys.executable, "-m", "bench.gateway.provider", *provider], {}, f"http://127.0.0.1:{ports['json']}/"),
+    ):
+        known = gateways(Path(scratch), litellm, ports)
+        direct = {case.name: load(case, f"http://127.0.0.1:{ports[case.kind]}/v1", []) for case in cases}
         rows += [{"gateway": "direct", "case": name, **seen} for name, seen in direct.items()]
-        for gateway in chosen:
+        for gateway in (known[name] for name in names):
             probe = f"http://127.0.0.1:{gateway.port}{gateway.probe}"
             with started(gateway.command, gateway.environment, probe) as process:
                 for case in cases:
                     row = measure(gateway, process, case.times(gateway.share), direct[case.name])
                     rows.append(row)
                     print(json.dumps(row), file=sys.stderr, flush=True)
-    summaries = {gateway.name: summary([row for row in rows if row["gateway"] == gateway.name]) for gateway in chosen}
+    summaries = {name: summary([row for row in rows if row["gateway"] == name]) for name in names}
     return {**summaries, "cases": rows}
 
 
@@ -186,10 +190,6 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _provider_ports() -> list[str]:
-    return [part for kind, port in PORTS.items() for part in (f"--{kind}", str(port))]
 
 
 def save(result: dict[str, object], litellm: Path) -> None:

@@ -54,12 +54,16 @@ class ScriptedUpstream:
         self.left = asyncio.Event()
         self.url = ""
 
+    def choose(self, received: Received) -> Reply:
+        """What to answer this request."""
+        return self.reply
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.received.append(
             Received(request.method, request.raw_path, dict(request.headers), await request.read())
         )
         self.reached.set()
-        reply = self.reply
+        reply = self.choose(self.received[-1])
         if reply.then == "abort" and not reply.chunks:
             request.transport.abort()
             return web.Response()
@@ -94,8 +98,8 @@ class ScriptedUpstream:
 
 
 @asynccontextmanager
-async def scripted(reply: Reply) -> AsyncIterator[ScriptedUpstream]:
-    upstream = ScriptedUpstream(reply)
+async def scripted(reply: Reply | ScriptedUpstream) -> AsyncIterator[ScriptedUpstream]:
+    upstream = reply if isinstance(reply, ScriptedUpstream) else ScriptedUpstream(reply)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", upstream.handle)
     server = TestServer(app)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 CHUNKS = 64
-PORTS = {"json": 18751, "stream": 18752, "paced": 18753}
-_KINDS = tuple(PORTS)
+KINDS = ("json", "stream", "paced")
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,25 @@ class Gateway:
         return "m" if self.prefixed else kind
 
 
-def gateways(scratch: Path, litellm: Path) -> dict[str, Gateway]:
-    """All of them; LiteLLM only where its environment is."""
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on just now."""
+    with contextlib.ExitStack() as taken:
+        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [taken.getsockname()[1] for taken in sockets]
+
+
+def gateways(scratch: Path, litellm: Path, providers: dict[str, int]) -> dict[str, Gateway]:
+    """All of them, before the providers at these ports; LiteLLM only where its environment is."""
+    bare, ours, theirs = free_ports(3)
     known = {
         "bare_proxy": Gateway(
-            "bare_proxy", [sys.executable, "-m", "bench.gateway.bare", "--port", "18760", *(
-                f"--to={kind}=http://127.0.0.1:{port}" for kind, port in PORTS.items()
-            )], 18760, "/nothing",
+            "bare_proxy", [sys.executable, "-m", "bench.gateway.bare", "--port", str(bare), *(
+                f"--to={kind}=http://127.0.0.1:{port}" for kind, port in providers.items()
+            )], bare, "/nothing",
         ),
         "seedproof": Gateway(
-            "seedproof", [sys.executable, "-m", "seedproof", "serve", "--config", str(_seedproof(scratch))], 18761,
+            "seedproof",
+            [sys.executable, "-m", "seedproof", "serve", "--config", str(_seedproof(scratch, ours, providers))], ours,
             "/healthz", environment={"BENCH_SEED": "a seed secret for benchmarks"},
         ),
     }
@@ -50,9 +60,9 @@ def gateways(scratch: Path, litellm: Path) -> dict[str, Gateway]:
     if program.exists():
         known["litellm"] = Gateway(
             "litellm", [
-                str(program), "--config", str(_litellm(scratch)), "--host", "127.0.0.1", "--port", "18762",
-                "--num_workers", "1",
-            ], 18762, "/health/liveliness", share=0.05, prefixed=False, headers=["Authorization: Bearer sk-test"],
+                str(program), "--config", str(_litellm(scratch, providers)), "--host", "127.0.0.1",
+                "--port", str(theirs), "--num_workers", "1",
+            ], theirs, "/health/liveliness", share=0.05, prefixed=False, headers=["Authorization: Bearer sk-test"],
             environment={
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "NO_DOCS": "True",
                 "DISABLE_ADMIN_UI": "True", "LITELLM_LOG": "ERROR",
@@ -61,12 +71,12 @@ def gateways(scratch: Path, litellm: Path) -> dict[str, Gateway]:
     return known
 
 
-def _seedproof(scratch: Path) -> Path:
+def _seedproof(scratch: Path, own: int, providers: dict[str, int]) -> Path:
     """Everything on: every exchange is recorded in SQLite, forced, and given a job."""
     lines = [
-        'listen = "127.0.0.1:18761"', f'store = "sqlite:///{scratch}/audit.db"', "[seed]", 'secret_env = "BENCH_SEED"',
+        f'listen = "127.0.0.1:{own}"', f'store = "sqlite:///{scratch}/audit.db"', "[seed]", 'secret_env = "BENCH_SEED"',
     ]
-    for kind, port in PORTS.items():
+    for kind, port in providers.items():
         lines += [
             "[[upstreams]]", f'name = "{kind}"', f'base_url = "http://127.0.0.1:{port}/v1"', 'kind = "vllm"',
             "prefix_only = true", "audit_rate = 1.0", "[upstreams.sampling]", "temperature = 1.0", "top_p = 1.0",
@@ -77,11 +87,11 @@ def _seedproof(scratch: Path) -> Path:
     return path
 
 
-def _litellm(scratch: Path) -> Path:
+def _litellm(scratch: Path, providers: dict[str, int]) -> Path:
     """One model name for each kind of provider, since LiteLLM chooses by model."""
     models = "\n".join(
         f"  - model_name: {kind}\n    litellm_params: {{model: openai/m, api_base: http://127.0.0.1:{port}/v1, "
-        "api_key: none}" for kind, port in PORTS.items()
+        "api_key: none}" for kind, port in providers.items()
     )
     path = scratch / "litellm.yaml"
     path.write_text(
