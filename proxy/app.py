@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http import HttpRequestParser
 
-from proxy.config import ProxyConfig
+from proxy.config import JournalSettings, ProxyConfig
 from proxy.errors import UnsafeInstallError
 from proxy.forward import Forwarder
 from proxy.heartbeat import beating
@@ -23,8 +23,9 @@ from proxy.observation import Observer, Unobserved
 from proxy.recorder import Recorder
 from proxy.replies import json_reply
 from proxy.surface import Surface, not_found, own_faults
-from storage import exchanges
 from storage.database import Database, open_database
+from storage.journal import Journal
+from storage.writer import DatabaseTarget, Writer
 
 if TYPE_CHECKING:
     from proxy.metrics import Metrics
@@ -42,21 +43,6 @@ UPSTREAM_KEEPALIVE_SECONDS = 4.0
 """Below uvicorn's 5 s: a POST on a connection that the provider is just closing cannot be sent again."""
 CLIENT_KEEPALIVE_SECONDS = 75.0
 """nginx's; aiohttp's own default is an hour, which is also its deadline for the first request's headers."""
-READY_BACKLOG = 5_000
-"""Exchanges that may wait for the database before `/readyz` asks the balancer to send requests elsewhere."""
-
-
-class DatabaseStore:
-    """The recorder's store: exchanges and their jobs in one transaction."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def record(self, batch: Sequence[exchanges.NewExchange]) -> None:
-        async with self._database.writing() as session:
-            await exchanges.record(session, batch)
-
-
 def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Application:
     """The whole proxy; it opens its database, its recorder and its connections when it starts.
 
@@ -72,8 +58,10 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
         # one context, since the order of teardown matters: connections, then the last rows, then the database
         async with open_database(config.store) as database:
             app[DATABASE] = database
-            app[RECORDER] = recorder = Recorder(DatabaseStore(database))
-            async with beating(recorder, database, metrics), recorder.running(), _session(config.limits) as session:
+            async with AsyncExitStack() as stack:
+                app[RECORDER] = recorder = await stack.enter_async_context(recording(config.journal, database))
+                await stack.enter_async_context(beating(recorder, database, metrics))
+                session = await stack.enter_async_context(_session(config.limits))
                 app[SESSION] = session
                 app[FORWARDER] = Forwarder(session=session, recorder=recorder, observer=watcher)
                 app[SURFACE] = Surface(app[FORWARDER], watcher, config)
@@ -109,6 +97,19 @@ def require_c_parser() -> None:
             "aiohttp runs on its pure-Python HTTP parser, which is open to request smuggling; unset "
             "AIOHTTP_NO_EXTENSIONS, or install aiohttp from a wheel"
         )
+
+
+@asynccontextmanager
+async def recording(settings: JournalSettings, database: Database) -> AsyncIterator[Recorder]:
+    """The recorder on its journal, with a writer into the database unless that is a process apart."""
+    async with Journal(settings.directory, max_bytes=settings.max_bytes) as journal:
+        recorder = Recorder(
+            journal, None if settings.writer_apart else Writer(DatabaseTarget(database), settings.directory),
+            strict=settings.strict, fail_closed=settings.fail_closed,
+            seal=None if database.keys is None else database.keys.seal,
+        )
+        async with recorder.running():
+            yield recorder
 
 
 @asynccontextmanager
@@ -210,12 +211,10 @@ async def _healthy(_: web.Request) -> web.Response:
 
 async def _ready(request: web.Request) -> web.Response:
     """Whether requests should be sent here: 503 with the reason while shutting down or while records pile up."""
-    app = request.app
-    waiting = app[RECORDER].waiting
-    reasons = [
-        *(["shutting down"] if app[FORWARDER].draining else []),
-        *([f"{waiting} exchanges wait for the database"] if waiting >= READY_BACKLOG else []),
-    ]
+    health = request.app[RECORDER].health()
+    reasons = ["shutting down"] if request.app[FORWARDER].draining else []
+    if health.problem is not None:
+        reasons.append(health.problem)
     return json_reply({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
 

@@ -23,6 +23,7 @@ from proxy.limits import Limits
 from proxy.metrics_config import MetricsConfig, read_metrics
 from proxy.toml_table import Secrets, Table
 from proxy.upstreams import NAME, Routes, Upstream
+from storage.journal import default_directory
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,10 +33,27 @@ else:
 MIN_SECRET_BYTES = 16
 DEFAULT_LIMITS = Limits()
 
-_TOP = ("listen", "store", "seed", "limits", "clients", "dashboard", "metrics", "upstreams")
+MIN_JOURNAL_BYTES = 1 << 20
+
+_TOP = ("listen", "store", "seed", "limits", "journal", "clients", "dashboard", "metrics", "upstreams")
 _SEED = ("secret_env", "secret_file")
 _CLIENT = ("name", "key_sha256", "upstreams", "models", "requests_per_minute", "concurrent_requests", "expires")
+_JOURNAL = ("directory", "mode", "when_full", "max_bytes", "writer")
 _LIMITS = tuple(limit.name for limit in fields(Limits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalSettings:
+    """Where finished exchanges are kept until the database has them, and what must wait for that."""
+
+    directory: Path
+    max_bytes: int = 2 * 2**30
+    strict: bool = True
+    """The last bytes of an answer wait until its record is on disk."""
+    fail_closed: bool = False
+    """What cannot be recorded is not answered; otherwise it is answered and counted as lost."""
+    writer_apart: bool = False
+    """`seedproof writer` empties the journal, not this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +65,7 @@ class ProxyConfig:
     port: int
     store: str
     upstreams: tuple[Upstream, ...]
+    journal: JournalSettings
     seed_secret: bytes = field(repr=False)
     limits: Limits = DEFAULT_LIMITS
     clients: tuple[Client, ...] = ()
@@ -90,9 +109,11 @@ def parse_config(
     secrets = Secrets(environment, directory)
     upstreams = tuple(read_upstream(table, secrets) for table in top.tables("upstreams"))
     Routes(upstreams)
+    store = top.text("store", "sqlite:///seedproof.db")
     return ProxyConfig(
         host=host, port=port, upstreams=upstreams, limits=_limits(top.table("limits")),
-        store=top.text("store", "sqlite:///seedproof.db"), seed_secret=_seed_secret(top.table("seed"), secrets),
+        store=store, journal=_journal(top.table("journal"), store),
+        seed_secret=_seed_secret(top.table("seed"), secrets),
         clients=_clients(top.tables("clients"), {upstream.name for upstream in upstreams}),
         dashboard=read_dashboard(top.table("dashboard"), secrets) if "dashboard" in top else None,
         metrics=read_metrics(top.table("metrics"), secrets) if "metrics" in top else None,
@@ -113,6 +134,19 @@ def _seed_secret(values: Mapping[str, Any], secrets: Secrets) -> bytes:
 def _limits(values: Mapping[str, Any]) -> Limits:
     table, default = Table(values, "[limits]", _LIMITS), DEFAULT_LIMITS
     return Limits(**{name: table.positive(name, getattr(default, name)) for name in _LIMITS})
+
+
+def _journal(values: Mapping[str, Any], store: str) -> JournalSettings:
+    table = Table(values, "[journal]", _JOURNAL)
+    max_bytes = table.positive("max_bytes", JournalSettings.max_bytes)
+    if max_bytes < MIN_JOURNAL_BYTES:
+        raise ConfigError(f"[journal] max_bytes must be at least {MIN_JOURNAL_BYTES}")
+    return JournalSettings(
+        directory=Path(table.text("directory", str(default_directory(store)))).expanduser(), max_bytes=max_bytes,
+        strict=table.choice("mode", ("strict", "fast"), "strict") == "strict",
+        fail_closed=table.choice("when_full", ("fail_open", "fail_closed"), "fail_open") == "fail_closed",
+        writer_apart=table.choice("writer", ("inside", "apart"), "inside") == "apart",
+    )
 
 
 def _clients(tables: list[Mapping[str, Any]], upstreams: set[str]) -> tuple[Client, ...]:

@@ -22,7 +22,7 @@ class Excerpt:
         self._content_type = content_type
         self._kept: list[bytes] = []
         self._bytes = 0
-        self.ended = False
+        self.done = self.ended = False
 
     @property
     def keeping(self) -> bool:
@@ -30,6 +30,8 @@ class Excerpt:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the answer."""
+        if self._content_type == "text/event-stream" and b"data: [DONE]" in chunk:
+            self.done = self.ended = True
         self._bytes += len(chunk)
         if self._bytes <= MAX_KEPT_BYTES:
             self._kept.append(chunk)

@@ -1,15 +1,14 @@
 """The relay: the provider's bytes to the client, untouched and as they come, and a copy to the record.
 
-Rules of this file. Nothing is awaited for the record's sake: it is fed and handed over by plain calls, so
-neither a slow database nor a cancelled handler can touch an answer. Every exchange that reached an upstream's
-door is recorded in the `finally` of `exchange`. There are no retries: an auditing proxy must show what
-happened.
+Rules of this file. Only the last bytes of an answer wait for the record, and only for the journal's sync (`strict`,
+see `proxy.recorder`); all others go on as they come, and the database is never waited for. Every exchange that
+reached an upstream's door is recorded, at the latest in the `finally` of `exchange`. There are no retries: an
+auditing proxy must show what happened.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,16 +19,20 @@ from yarl import URL
 
 from proxy import headers
 from proxy.draft import Copy, Draft
+<<<<<<< HEAD
 from proxy.errors import UpstreamError
 from proxy.faults import frames
+=======
+from proxy.entry import Entry
+from proxy.errors import RequestError, UpstreamError
+>>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
 from proxy.limits import Limits
 from proxy.observation import Observer
 from proxy.recorder import Recorder
 from proxy.replies import upstream_error
 from proxy.transcript import error_object
 from proxy.watch import Watch
-
-logger = logging.getLogger(__name__)
+from storage.errors import JournalFull
 
 _UPSTREAM_FAULTS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 _EXPIRED = {
@@ -77,11 +80,19 @@ class Forwarder:
     async def exchange(
         self, request: web.Request, call: Call, draft: Draft, copy_of: CopyOf, watch: Watch, limits: Limits
     ) -> web.StreamResponse:
-        """Call the provider and relay its answer; whatever happens, the exchange is recorded once."""
+        """Call the provider and relay its answer; whatever happens, the exchange is recorded once.
+
+        Raises:
+            RequestError: 503, it could not be recorded, and the configuration refuses unrecorded answers.
+        """
+        if not self._recorder.accepting:
+            raise _not_recordable()
+        entry = Entry(draft, recorder=self._recorder, observer=self._observer)
         try:
-            return await self._relay(request, call, draft, copy_of, watch, limits)
+            return await self._relay(request, call, draft, copy_of, entry, watch, limits)
         except UpstreamError as error:
             _failed(draft, error)
+            await entry.durable()
             return upstream_error(error, call.own_headers, draft.id)
         except asyncio.CancelledError:
             if watch.expired is None:
@@ -92,24 +103,14 @@ class Forwarder:
                 raise
             watch.survive()
             return _out_of_time(request, call, draft, watch)
+        except JournalFull:
+            raise _not_recordable() from None
         finally:
-            self._record(draft)
-
-    def _record(self, draft: Draft) -> None:
-        now = time.monotonic()
-        try:
-            exchange = draft.finish(now)
-        except Exception as error:
-            # the answer has been given; a fault of the record must not take it back
-            logger.error("exchange %s could not be folded: %s", draft.id, frames(error))  # noqa: TRY400
-            self._recorder.lost += 1
-            self._observer.refused(draft.status, "not_recorded")
-        else:
-            self._recorder.put(exchange)
-            self._observer.ended(draft.observation(exchange, now))
+            entry.put()
 
     async def _relay(
-        self, request: web.Request, call: Call, draft: Draft, copy_of: CopyOf, watch: Watch, limits: Limits
+        self, request: web.Request, call: Call, draft: Draft, copy_of: CopyOf, entry: Entry, watch: Watch,
+        limits: Limits,
     ) -> web.StreamResponse:
         watch.enter("first_byte", limits.connect_seconds + limits.first_byte_seconds)
         draft.called_at = time.monotonic()
@@ -129,14 +130,22 @@ class Forwarder:
                 response = web.StreamResponse(status=answer.status, reason=reason, headers=head)
             try:
                 if whole:
-                    await _deliver(request, first, response, draft, copy)
+                    await _deliver(request, first, response, copy, entry)
                 else:
                     await response.prepare(request)
+<<<<<<< HEAD
                     await self._pump(call, answer, first, response, draft, copy, watch, limits)
+=======
+                    await self._pump(answer, first, response, copy, entry, watch, limits)
+>>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
             except ConnectionResetError:
                 draft.broken = "client_left"
             except UpstreamError as error:
                 _failed(draft, error)
+                _hang_up(request)
+            except JournalFull:
+                if not response.prepared:
+                    raise
                 _hang_up(request)
             return response
         finally:
@@ -145,9 +154,20 @@ class Forwarder:
             answer.close()
 
     async def _pump(
+<<<<<<< HEAD
         self, call: Call, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, draft: Draft,
         copy: Copy, watch: Watch, limits: Limits,
+=======
+        self, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, copy: Copy, entry: Entry,
+        watch: Watch, limits: Limits,
+>>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
     ) -> None:
+        """All bytes to the client, the last ones when the record is durable.
+
+        The last bytes of a stream are those with its [DONE]; of any other answer, which is of use only as a whole,
+        what came last.
+        """
+        streamed, late = answer.content_type == "text/event-stream", b""
         size = held = 0
         watch.enter("idle", limits.idle_seconds)
         try:
@@ -160,14 +180,29 @@ class Forwarder:
                     self.held += len(chunk)
                     copy.truncated = self.held > limits.held_bytes
                 copy.feed(chunk)
-                watch.phase = "client"
-                await response.write(chunk)
-                watch.phase = "idle"
+                if streamed and (copy.done or (not copy.keeping and b"[DONE]" in chunk)):
+                    await entry.durable()
+                ready, late = (chunk, b"") if streamed else (late, chunk)
+                if ready:
+                    watch.phase = "client"
+                    await response.write(ready)
+                    watch.phase = "idle"
                 watch.touch()
+<<<<<<< HEAD
                 chunk = call.masked(await _next(answer), answer.status)
             draft.ended_at = time.monotonic()
+=======
+                chunk = await _next(answer)
+>>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
             copy.end()
+            await entry.durable()
+            if late:
+                await response.write(late)
             await response.write_eof()
+        except UpstreamError:
+            if late:  # the client gets what came, though not as if it were all
+                await response.write(late)
+            raise
         finally:
             self.held -= held
 
@@ -189,12 +224,12 @@ class Forwarder:
 
 
 async def _deliver(
-    request: web.Request, body: bytes, response: web.StreamResponse, draft: Draft, copy: Copy
+    request: web.Request, body: bytes, response: web.StreamResponse, copy: Copy, entry: Entry
 ) -> None:
     """An answer that came in one piece goes out in one piece."""
     copy.feed(body)
     copy.end()
-    draft.ended_at = draft.first_byte_at
+    await entry.durable()
     await response.prepare(request)
     await response.write_eof()
 
@@ -239,6 +274,14 @@ def _hang_up(request: web.Request) -> None:
         request.transport.abort()
 
 
+<<<<<<< HEAD
+=======
+def _not_recordable() -> RequestError:
+    message = "the audit journal cannot take this exchange now, and the configuration refuses unrecorded answers"
+    return RequestError(message, status=503, code="journal_full", retry_after=1.0)
+
+
+>>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
 def _explained(error: BaseException, url: URL) -> UpstreamError:
     host = f"{url.host}:{url.port}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):

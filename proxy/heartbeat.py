@@ -60,7 +60,7 @@ class _Heart:
             self._metrics.recorder(recorded=recorder.recorded, lost=recorder.lost, waiting=recorder.waiting)
         told = Beat(
             id=self._id, host=socket.gethostname(), pid=os.getpid(), started_at=self._born,
-            recorded=recorder.recorded, lost=recorder.lost, waiting=recorder.waiting, problem=None,
+            recorded=recorder.recorded, lost=recorder.lost, waiting=recorder.waiting, problem=recorder.health().problem,
         )  # fmt: skip
         try:
             async with self._database.writing() as session:

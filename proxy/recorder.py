@@ -1,7 +1,9 @@
-"""From finished exchanges to committed rows: a bounded queue and one task that writes batches.
+"""From finished exchanges to durable records: packed, sealed where keys are given, and appended to the journal.
 
-`put` never waits and never raises, so that no answer waits for the database. An exchange and its job commit
-in one transaction. What cannot be recorded is counted and logged by its id; it is never dropped in silence.
+`put` never waits and never raises. In `strict` mode a handler awaits what `put` returned before it sends the last
+bytes of an answer: what a client has received in full is then on disk. In `fast` mode it does not wait, and the last
+group (at most one sync, some 10 ms) can be lost with the machine or the process. What cannot be recorded is counted,
+logged by its id, and, where the configuration says `fail_closed`, not acknowledged.
 """
 
 from __future__ import annotations
@@ -9,110 +11,144 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-from storage.errors import DatabaseUnreachable, StorageError
+from storage.errors import JournalFull
+from storage.exchange_codec import Seal, pack, row_of
 from storage.exchanges import NewExchange
+from storage.journal import Journal
+from storage.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-CAPACITY = 10_000
-BATCH = 200
-RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)
+WATERMARK = 0.5
+"""Share of the journal's cap at which the proxy says that it is not well, while it still takes everything."""
 DRAIN_SECONDS = 30.0
+_LOOK_SECONDS = 0.02
+_RESTART_SECONDS = 1.0
 
 
-class Store(Protocol):
-    """Where a batch goes: one transaction, idempotent by exchange id."""
+@dataclass(frozen=True)
+class Health:
+    """What the recorder tells of itself. `problem` is one sentence when somebody should look, else None."""
 
-    async def record(self, exchanges: Sequence[NewExchange]) -> None: ...
+    problem: str | None
+    journal_bytes: int
+    max_bytes: int
+    recorded: int
+    lost: int
+    dead_letters: int
 
 
 class Recorder:
-    """`recorded` and `lost` count exchanges since the start; `lost` must stay 0."""
+    """`recorded` counts exchanges on disk since the start, `lost` those that are nowhere; it must stay 0.
 
-    def __init__(self, store: Store, *, capacity: int = CAPACITY) -> None:
-        self._store = store
-        self._queue: asyncio.Queue[NewExchange] = asyncio.Queue(capacity)
-        self.recorded = 0
+    Args:
+        journal: open; takes the records.
+        writer: moves them into the database, when its turn comes; None where another process does.
+        strict: whether `durable` waits for the disk.
+        fail_closed: whether an exchange that cannot be recorded must not be answered.
+        seal: applied to requests and answers before they touch the disk.
+    """
+
+    def __init__(
+        self, journal: Journal, writer: Writer | None, *, strict: bool = True, fail_closed: bool = False,
+        seal: Seal | None = None,
+    ) -> None:  # fmt: skip
+        self._journal, self._writer = journal, writer
+        self._strict, self._fail_closed, self._seal = strict, fail_closed, seal
         self.lost = 0
 
     @property
-    def waiting(self) -> int:
-        """Exchanges that are not committed yet, without the batch in hand."""
-        return self._queue.qsize()
+    def recorded(self) -> int:
+        return self._journal.appended
 
-    def put(self, exchange: NewExchange) -> None:
-        """Hand over one finished exchange."""
+    @property
+    def waiting(self) -> int:
+        """Bytes of the journal's segments: what waits for the database, and up to a segment that does not any more."""
+        return min(self._journal.used, 2**31 - 1)
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a new request may be taken: under `fail_closed` not while the journal cannot keep it."""
+        full = self._journal.used >= self._journal.max_bytes or self._journal.failure is not None
+        return not (full and self._fail_closed)
+
+    def put(self, exchange: NewExchange) -> asyncio.Future[None]:
+        """Hand over one finished exchange. The future is done when it is on disk, or has JournalFull."""
         try:
-            self._queue.put_nowait(exchange)
-        except asyncio.QueueFull:
-            self._lose(exchange, "the queue is full")
+            future = self._journal.append(pack(row_of(exchange, self._seal)))
+        except Exception as error:
+            logger.exception("exchange %s could not be packed", exchange.id)
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(JournalFull(f"exchange {exchange.id} could not be packed: {type(error).__name__}"))
+        future.add_done_callback(lambda done: self._note(exchange.id, done))
+        return future
+
+    async def durable(self, record: asyncio.Future[None]) -> None:
+        """Wait until the answer of a record may be acknowledged.
+
+        Raises:
+            JournalFull: it must not be, since it cannot be recorded (`fail_closed`).
+        """
+        if not self._strict:
+            return
+        try:
+            await asyncio.shield(record)  # its client may leave; its failure must be counted all the same
+        except JournalFull:
+            if self._fail_closed:
+                raise
 
     async def drained(self) -> None:
-        """Wait until everything handed over so far is committed or counted as lost."""
-        await self._queue.join()
+        """Wait until everything handed over so far is in the database, or among its dead letters."""
+        while self._journal.unsynced:  # noqa: ASYNC110 (another thread's work)
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._journal.seal()
+        left = self._journal.own_segments()
+        while left & self._journal.own_segments():  # noqa: ASYNC110 (of other processes no event tells)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     @contextlib.asynccontextmanager
     async def running(self, *, drain_seconds: float = DRAIN_SECONDS) -> AsyncIterator[None]:
-        """Writes until the block ends, then what is left, for at most `drain_seconds`."""
-        task = asyncio.create_task(self._write_forever(), name="recorder")
+        """Writes until the block ends, then what is left, for at most `drain_seconds`; the rest stays on disk."""
+        task = None if self._writer is None else asyncio.create_task(_write(self._writer), name="writer")
         try:
             yield
+            if task is not None:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.drained(), drain_seconds)
         finally:
-            with contextlib.suppress(asyncio.TimeoutError):  # those left over are counted and logged below
-                await asyncio.wait_for(self.drained(), drain_seconds)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self._lose_the_rest()
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
-    async def _write_forever(self) -> None:
-        while True:
-            batch = [await self._queue.get()]
-            while len(batch) < BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            try:
-                await self._write(batch)
-            except asyncio.CancelledError:
-                for exchange in batch:
-                    self._lose(exchange, "shut down before it was committed")
-                raise
-            finally:
-                for _ in batch:
-                    self._queue.task_done()
+    def health(self) -> Health:
+        """How the records fare, now."""
+        return Health(
+            problem=self._problem(), journal_bytes=self._journal.used, max_bytes=self._journal.max_bytes,
+            recorded=self.recorded, lost=self.lost, dead_letters=self._writer.buried if self._writer else 0,
+        )  # fmt: skip
 
-    async def _write(self, batch: Sequence[NewExchange]) -> None:
-        attempt = 0
-        while True:
-            try:
-                await self._store.record(batch)
-            except DatabaseUnreachable as error:
-                delay = RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
-                logger.warning("%s; %d exchanges wait, next attempt in %.1f s", error, len(batch), delay)
-                attempt += 1
-                await asyncio.sleep(delay)
-            except Exception as error:
-                await self._isolate(batch, error)
-                return
-            else:
-                self.recorded += len(batch)
-                return
+    def _problem(self) -> str | None:
+        if self._journal.failure is not None:
+            return self._journal.failure
+        share = self._journal.used / self._journal.max_bytes
+        if share >= WATERMARK:
+            reason = self._writer and self._writer.failing
+            return f"the journal is {share:.0%} full: {reason or 'the database does not keep up'}"
+        return None
 
-    async def _isolate(self, batch: Sequence[NewExchange], error: Exception) -> None:
-        """One poisonous exchange must not take its neighbours along: halve until it stands alone."""
-        if len(batch) == 1:
-            self._lose(batch[0], str(error) if isinstance(error, StorageError) else type(error).__name__)
-            return
-        middle = len(batch) // 2
-        await self._write(batch[:middle])
-        await self._write(batch[middle:])
+    def _note(self, exchange_id: str, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self.lost += 1
+            logger.error("exchange %s is not recorded: %s", exchange_id, error)
 
-    def _lose_the_rest(self) -> None:
-        while not self._queue.empty():
-            self._lose(self._queue.get_nowait(), "shut down before it was committed")
 
-    def _lose(self, exchange: NewExchange, reason: str) -> None:
-        self.lost += 1
-        # the exception's own text may quote the row, and with it a user's words
-        logger.error("exchange %s is not recorded: %s", exchange.id, reason)
+async def _write(writer: Writer) -> None:
+    while True:
+        try:
+            await writer.run()
+        except Exception:
+            logger.exception("the writer stopped; it starts again, and nothing is lost meanwhile")
+            await asyncio.sleep(_RESTART_SECONDS)

@@ -64,6 +64,11 @@ class Transcript:
         self.truncated = False
 
     @property
+    def done(self) -> bool:
+        """Whether the stream has said that it is over."""
+        return self._done
+
+    @property
     def keeping(self) -> bool:
         return not (self._done or self.malformed or self.truncated)
 

@@ -42,9 +42,12 @@ class StrangersText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        if value is None:
-            return None
-        return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return None if value is None else clean_text(value)
+
+
+def clean_text(value: str) -> str:
+    """`value` with NUL and halves of surrogate pairs as U+FFFD."""
+    return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def dump_json(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The door to the database: opened once per process, then transactions."""
 
 import asyncio
+import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DatabaseError,
+    DataError,
     DBAPIError,
     IntegrityError,
     InterfaceError,
@@ -33,15 +35,18 @@ from storage.engines import (
 from storage.errors import DatabaseBusy, DatabaseUnreachable, SchemaMissing, StorageError
 from storage.models import Base
 from storage.schema import ensure_schema
+from storage.sealing import KeyRing, keys_from
 
 
 class Database:
-    """An open database at the code's schema revision. `where` is its address without secrets."""
+    """An open database at the code's schema revision. `where` is its address without secrets; `keys` open and
+    seal payloads, None where they lie open."""
 
-    def __init__(self, engines: Engines, *, where: str, revision: str) -> None:
+    def __init__(self, engines: Engines, *, where: str, revision: str, keys: KeyRing | None) -> None:
         self._engines = engines
         self.where = where
         self.revision = revision
+        self.keys = keys
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -66,18 +71,18 @@ async def open_database(url: str, *, upgrade: bool = True) -> AsyncIterator[Data
     """The database at `sqlite:///path.db` or `postgresql://user@host/name`, at the code's schema.
 
     With `upgrade` a missing or older schema is made or migrated first (safe from several processes at once);
-    without it nothing is created, and SchemaMissing or SchemaOutdated says so. Raises the errors of
-    `storage.errors`.
+    without it nothing is created, and SchemaMissing or SchemaOutdated says so. The keys of sealed payloads are those
+    of the environment (`storage.sealing`). Raises the errors of `storage.errors`.
     """
     parsed = parse_url(url)
-    where = describe(parsed)
-    engines = make_engines(parsed)
+    where, keys = describe(parsed), keys_from()
+    engines = make_engines(parsed, loads=json.loads if keys is None else keys.loads)
     try:
         with _opening(where):
             if is_sqlite(parsed):
                 await asyncio.to_thread(_prepare_sqlite, Path(str(parsed.database)), create=upgrade)
             revision = await ensure_schema(engines.reader, engines.migrator, upgrade=upgrade, where=where)
-        yield Database(engines, where=where, revision=revision)
+        yield Database(engines, where=where, revision=revision, keys=keys)
     finally:
         await engines.dispose()
 
@@ -141,6 +146,17 @@ def _translated(error: DBAPIError, where: str) -> Exception:
     if type(error) in (OperationalError, InterfaceError, DatabaseError) or error.connection_invalidated:
         return DatabaseUnreachable(f"the database {where} does not work: {reason}")
     return error
+
+
+def blames_the_row(error: BaseException) -> bool:
+    """Whether a failed statement would succeed without the row that it was given: nothing that waiting mends."""
+    if isinstance(error, (IntegrityError, DataError, ValueError, TypeError, OverflowError)):
+        return True
+    cause = error if isinstance(error, DBAPIError) else error.__cause__
+    original = getattr(cause, "orig", None)
+    # 22: a value that its type cannot hold; 23: a constraint. asyncpg refuses some values before it sends them.
+    state = getattr(original, "sqlstate", None) or ""
+    return state[:2] in ("22", "23") or isinstance(getattr(original, "__cause__", None), ValueError)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib.util
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from storage.errors import BadDatabaseUrl, DriverMissing
 BUSY_SECONDS = 10.0
 """How long a writer waits for other writers before it fails."""
 CONNECT_SECONDS = 10.0
+
+Loads = Callable[[str], Any]
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -68,19 +72,20 @@ def describe(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=True)
 
 
-def make_engines(url: URL) -> Engines:
-    """Engines for the parsed URL; nothing connects yet. Raises DriverMissing."""
+def make_engines(url: URL, *, loads: Loads = json.loads) -> Engines:
+    """Engines for the parsed URL; `loads` reads their JSON. Nothing connects yet. Raises DriverMissing."""
     if is_sqlite(url):
+        settings: dict[str, Any] = {"url": url, "loads": loads}
         return Engines(
-            reader=_sqlite_engine(url, begin="BEGIN", pragmas=("query_only = ON",), pool_size=5),
+            reader=_sqlite_engine(**settings, begin="BEGIN", pragmas=("query_only = ON",), pool_size=5),
             # one connection: writers of this process queue in order instead of polling the file's lock
-            writer=_sqlite_engine(url, begin="BEGIN IMMEDIATE", pragmas=("foreign_keys = ON",), pool_size=1),
+            writer=_sqlite_engine(**settings, begin="BEGIN IMMEDIATE", pragmas=("foreign_keys = ON",), pool_size=1),
             # foreign keys off: a migration that rebuilds a table drops the old one, which would cascade
             migrator=_sqlite_engine(
-                url, begin="BEGIN IMMEDIATE", pragmas=("foreign_keys = OFF",), pool_size=1
+                **settings, begin="BEGIN IMMEDIATE", pragmas=("foreign_keys = OFF",), pool_size=1
             ),
         )
-    engine = _postgres_engine(url)
+    engine = _postgres_engine(url, loads)
     return Engines(reader=engine.execution_options(postgresql_readonly=True), writer=engine, migrator=engine)
 
 
@@ -98,7 +103,9 @@ def _postgres_url(url: URL) -> URL:
     return url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode}) if mode else url
 
 
-def _sqlite_engine(url: URL, *, begin: str, pragmas: tuple[str, ...], pool_size: int) -> AsyncEngine:
+def _sqlite_engine(
+    url: URL, *, loads: Loads, begin: str, pragmas: tuple[str, ...], pool_size: int
+) -> AsyncEngine:
     engine = create_async_engine(
         url,
         poolclass=AsyncAdaptedQueuePool,  # SQLAlchemy before 2.0.38 does not pool SQLite files
@@ -107,6 +114,7 @@ def _sqlite_engine(url: URL, *, begin: str, pragmas: tuple[str, ...], pool_size:
         pool_timeout=BUSY_SECONDS,
         connect_args={"timeout": BUSY_SECONDS},
         json_serializer=dump_json,
+        json_deserializer=loads,
     )
 
     # the driver begins its own transactions too late (at the first write) and none for DDL
@@ -125,7 +133,7 @@ def _sqlite_engine(url: URL, *, begin: str, pragmas: tuple[str, ...], pool_size:
     return engine
 
 
-def _postgres_engine(url: URL) -> AsyncEngine:
+def _postgres_engine(url: URL, loads: Loads) -> AsyncEngine:
     if importlib.util.find_spec("asyncpg") is None:
         raise DriverMissing("Postgres needs its driver: pip install 'seedproof[postgres]'")
     return create_async_engine(
@@ -139,4 +147,5 @@ def _postgres_engine(url: URL) -> AsyncEngine:
             "server_settings": {"application_name": "seedproof", "timezone": "UTC"},
         },
         json_serializer=dump_json,
+        json_deserializer=loads,
     )

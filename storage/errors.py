@@ -13,7 +13,11 @@
     │   ├── SchemaOutdated    the tables are older than the code
     │   ├── SchemaTooNew      the tables are newer than the code
     │   └── SchemaForeign     another program's tables stand where ours belong
-    └── CorruptScores         the bytes of a per-token array are not what `storage.scores` wrote
+    ├── CorruptScores         the bytes of a per-token array are not what `storage.scores` wrote
+    ├── CorruptRecord         the bytes of a journal record are not what `storage.exchange_codec` wrote
+    ├── JournalFull           who runs the machine: the journal is at its cap, or its disk is full or broken
+    ├── BadKeys               who configured it: the keys of payloads cannot be understood
+    └── PayloadSealed         who configured it: a payload's key is not among those given
 """
 
 
@@ -59,3 +63,19 @@ class SchemaForeign(SchemaError):
 
 class CorruptScores(StorageError):
     """Stored per-token arrays cannot be read."""
+
+
+class CorruptRecord(StorageError):
+    """A record of the journal cannot be read."""
+
+
+class JournalFull(StorageError):
+    """The journal cannot take a record: its cap is reached, or its disk refuses."""
+
+
+class BadKeys(StorageError):
+    """The keys that seal payloads cannot be understood."""
+
+
+class PayloadSealed(StorageError):
+    """A payload is sealed under a key that is not held here."""

@@ -8,16 +8,16 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from storage.database import insert_new
-from storage.jobs import new_job
-from storage.models import Exchange, Job, Outcome
+from storage.exchange_codec import row_of
+from storage.exchange_rows import insert_rows
+from storage.models import Exchange, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewExchange:
     """One request and its answer. Either it is audited, against a reference, or it has one reason why not.
 
-    Raises ValueError when neither or both hold, or `outcome` is unknown.
+    Raises ValueError when neither or both hold, `outcome` is unknown, or `created_at` names no time zone.
     """
 
     id: str
@@ -50,9 +50,13 @@ class NewExchange:
     """Name of the trusted model."""
     sampler: str | None = None
     """Id of the sampler contract."""
+    user_hash: str | None = None
+    """Keyed hash of the request's `user`, None where it names none."""
 
     def __post_init__(self) -> None:
         Outcome(self.outcome)
+        if self.created_at.tzinfo is None:
+            raise ValueError(f"{self.created_at.isoformat()} has no time zone; give an aware datetime")
         if self.audit == (self.unaudited_reason is not None):
             raise ValueError(f"exchange {self.id} must be audited or have one reason why not")
         if self.audit and self.reference is None:
@@ -64,17 +68,19 @@ async def record(session: AsyncSession, exchanges: Sequence[NewExchange]) -> int
 
     An id that is already there is left as it is, with its job: after a crash a batch may be written again.
     """
-    inserted = set(await insert_new(session, Exchange, [vars(exchange) for exchange in exchanges]))
-    jobs = [
-        new_job(exchange.id, exchange.reference, exchange.created_at)
-        for exchange in exchanges
-        if exchange.id in inserted and exchange.audit and exchange.reference is not None
-    ]
-    await insert_new(session, Job, jobs)
-    return len(inserted)
+    return await insert_rows(session, [row_of(exchange) for exchange in exchanges])
 
 
-async def get(session: AsyncSession, ids: Sequence[str]) -> dict[str, Exchange]:
-    """The exchanges with these ids; an id that is not there is not in the result."""
-    rows = await session.scalars(select(Exchange).where(Exchange.id.in_(ids)))
-    return {row.id: row for row in rows}
+async def get(
+    session: AsyncSession, ids: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
+) -> dict[str, Exchange]:
+    """The exchanges with these ids; an id that is not there is not in the result.
+
+    `since` and `until`, both included, bound their `created_at`: on Postgres only those days are looked at.
+    """
+    query = select(Exchange).where(Exchange.id.in_(ids))
+    if since is not None:
+        query = query.where(Exchange.created_at >= since)
+    if until is not None:
+        query = query.where(Exchange.created_at <= until)
+    return {row.id: row for row in await session.scalars(query)}

@@ -28,6 +28,8 @@ class Claim:
     reference: str
     lease_token: int
     attempts: int
+    created_at: datetime
+    """The exchange's."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,6 @@ class Backlog:
     oldest: datetime | None
 
 
-def new_job(exchange_id: str, reference: str, created_at: datetime) -> dict[str, Any]:
-    """The row of a job that nobody has claimed yet."""
-    return {
-        "exchange_id": exchange_id,
-        "reference": reference,
-        "state": JobState.TODO,
-        "created_at": created_at,
-        "run_at": created_at,
-        "attempts": 0,
-        "lease_token": 0,
-    }
-
-
 async def claim(
     session: AsyncSession,
     *,
@@ -63,15 +52,16 @@ async def claim(
     now: datetime,
     reference: str | None = None,
 ) -> list[Claim]:
-    """todo -> leased, for up to `limit` due jobs (of `reference`, where given), the longest due first.
+    """todo -> leased, for up to `limit` due jobs in the order of their turns, all of one reference.
 
-    One statement; workers that claim at the same moment get different jobs and do not wait for each other.
+    The reference is the given one, or that of the job whose turn it is, so that a batch needs one model. One
+    statement; workers that claim at the same moment get different jobs and do not wait for each other.
     """
-    due = select(Job.id).where(_in_state(JobState.TODO), Job.run_at <= now)
-    if reference is not None:
-        due = due.where(Job.reference == reference)
+    due = (_in_state(JobState.TODO), Job.run_at <= now)
+    first = select(Job.reference).where(*due).order_by(Job.turn, Job.id).limit(1).scalar_subquery()
+    of_reference = select(Job.id).where(*due, Job.reference == (first if reference is None else reference))
     # in a CTE, since Postgres may run a subquery of WHERE more than once and then lease more than the limit
-    chosen = due.order_by(Job.run_at, Job.id).limit(limit).with_for_update(skip_locked=True).cte("chosen")
+    chosen = of_reference.order_by(Job.turn, Job.id).limit(limit).with_for_update(skip_locked=True).cte("chosen")
     statement = (
         update(Job)
         .where(Job.id.in_(select(chosen.c.id)))
@@ -82,7 +72,7 @@ async def claim(
             lease_token=Job.lease_token + 1,
             attempts=Job.attempts + 1,
         )
-        .returning(Job.id, Job.exchange_id, Job.reference, Job.lease_token, Job.attempts)
+        .returning(Job.id, Job.exchange_id, Job.reference, Job.lease_token, Job.attempts, Job.created_at)
     )
     rows = (await session.execute(statement, execution_options=_AS_IS)).all()
     return sorted((Claim(*row) for row in rows), key=lambda claim: claim.job_id)
@@ -94,8 +84,14 @@ async def complete(session: AsyncSession, claim: Claim) -> bool:
 
 
 async def retry(session: AsyncSession, claim: Claim, *, at: datetime, reason: str) -> bool:
-    """leased -> todo, not to be claimed before `at`. False when the lease was lost."""
-    return await _end_lease(session, claim, state=JobState.TODO, reason=reason, run_at=at)
+    """leased -> todo, not to be claimed before `at`, then first. False when the lease was lost."""
+    return await _end_lease(session, claim, state=JobState.TODO, reason=reason, run_at=at, turn=0)
+
+
+async def give_back(session: AsyncSession, claims: Sequence[Claim]) -> None:
+    """leased -> todo, as if never claimed: for a worker that stops before it began. Lost leases stay as they are."""
+    for claim in claims:
+        await _end_lease(session, claim, state=JobState.TODO, attempts=Job.attempts - 1, turn=0)
 
 
 async def fail(session: AsyncSession, claim: Claim, *, reason: str) -> bool:
@@ -115,14 +111,17 @@ async def heartbeat(
     return [claim for claim in claims if claim.job_id in kept]
 
 
-async def release_stalled(session: AsyncSession, *, now: datetime) -> int:
-    """leased -> todo, for every lease that ran out (its worker died or hangs); returns how many.
+async def release_stalled(session: AsyncSession, *, now: datetime, max_attempts: int) -> int:
+    """leased -> todo, for every lease that ran out (its worker died or hangs); returns how many leases ended.
 
-    The attempt stays counted, so that a job which kills its workers reaches their limit too.
+    The attempt stays counted, and the last one is leased -> failed: a job that kills its workers does so
+    `max_attempts` times at most.
     """
-    statement = update(Job).where(_in_state(JobState.LEASED), Job.lease_until < now)
-    values = {**_released(JobState.TODO), "run_at": now, "reason": "the worker's lease ran out"}
-    return await _changed(session, statement.values(values))
+    stalled = update(Job).where(_in_state(JobState.LEASED), Job.lease_until < now)
+    given_up = {**_released(JobState.FAILED), "reason": f"its workers died or hung {max_attempts} times"}
+    ended = await _changed(session, stalled.where(Job.attempts >= max_attempts).values(given_up))
+    again = {**_released(JobState.TODO), "run_at": now, "turn": 0, "reason": "the worker's lease ran out"}
+    return ended + await _changed(session, stalled.values(again))
 
 
 async def pending(session: AsyncSession) -> Backlog:

@@ -10,7 +10,6 @@ from sqlalchemy import (
     CheckConstraint,
     Double,
     Enum,
-    ForeignKey,
     Index,
     Integer,
     LargeBinary,
@@ -122,7 +121,11 @@ class Base(DeclarativeBase):
 
 
 class Exchange(Base):
-    """One request and its answer, as `storage.exchanges.NewExchange` describes them. Never changed."""
+    """One request and its answer, as `storage.exchanges.NewExchange` describes them.
+
+    Never changed but by `storage.retention`, which takes contents away. On Postgres partitioned by the day of
+    `created_at` (`storage.partitions`), its primary key is (id, created_at) there.
+    """
 
     __tablename__ = "exchanges"
 
@@ -141,6 +144,10 @@ class Exchange(Base):
     unaudited_reason: Mapped[str | None]
     reference: Mapped[str | None]
     sampler: Mapped[str | None]
+    user_hash: Mapped[str | None]
+    """Keyed hash of the request's `user`: finds a person's exchanges without naming the person."""
+    redacted_at: Mapped[datetime | None]
+    """When request and response were emptied; null while they are as they came."""
     # the long columns come last: SQLite reads a row from its start
     request: Mapped[dict[str, Any]]
     forced: Mapped[dict[str, Any]]
@@ -151,6 +158,7 @@ class Exchange(Base):
         CheckConstraint("audit = (unaudited_reason IS NULL)", name="audited_or_reason"),
         CheckConstraint("reference IS NOT NULL OR NOT audit", name="audited_against_reference"),
         Index("ix_exchanges_created_at", "created_at"),
+        Index("ix_exchanges_user_hash", "user_hash", **_partial("user_hash IS NOT NULL")),
     )
 
 
@@ -160,12 +168,16 @@ class Job(Base):
     __tablename__ = "jobs"
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
-    exchange_id: Mapped[str] = mapped_column(ForeignKey("exchanges.id", ondelete="CASCADE"), unique=True)
+    exchange_id: Mapped[str] = mapped_column(unique=True)
+    upstream: Mapped[str]
+    """The exchange's: whose turn it is."""
     reference: Mapped[str]
     """The trusted model that the worker must have loaded."""
     state: Mapped[JobState] = mapped_column(_choice(JobState, "state"))
     created_at: Mapped[datetime]
-    """The exchange's: how old the backlog is."""
+    """The exchange's: how old the backlog is, and in which partition the exchange lies."""
+    turn: Mapped[int] = mapped_column(BigInteger)
+    """Place in the queue, as `storage.turns` gives it: upstreams alternate, new ones and retries (0) go first."""
     run_at: Mapped[datetime]
     """Not to be claimed before."""
     attempts: Mapped[int]
@@ -182,8 +194,9 @@ class Job(Base):
         CheckConstraint("(state = 'leased') = (worker IS NOT NULL)", name="lease_has_worker"),
         CheckConstraint("state <> 'failed' OR reason IS NOT NULL", name="failure_has_reason"),
         # partial, so that finished jobs do not weigh on the search for the next one
-        Index("ix_jobs_due", "run_at", "id", **_partial("state = 'todo'")),
-        Index("ix_jobs_due_by_reference", "reference", "run_at", "id", **_partial("state = 'todo'")),
+        Index("ix_jobs_due", "turn", "id", **_partial("state = 'todo'")),
+        Index("ix_jobs_due_by_reference", "reference", "turn", "id", **_partial("state = 'todo'")),
+        Index("ix_jobs_due_by_upstream", "upstream", "turn", **_partial("state = 'todo'")),
         Index("ix_jobs_leased", "lease_until", **_partial("state = 'leased'")),
     )
 
@@ -233,6 +246,11 @@ class Audit(Base):
         CheckConstraint("verdict_status = 'verified' OR reason IS NOT NULL", name="unverified_has_reason"),
         Index("ix_audits_upstream_created_at", "upstream", "created_at"),
         Index("ix_audits_created_at", "created_at"),
+        Index(
+            "ix_audits_verified", "upstream", "created_at", "model", "reference", "sampler", "tokens",
+            "exact_matches", "outside_support", **_partial("verdict_status = 'verified'"),
+        ),
+        Index("ix_audits_worst", "exact_match_rate", **_partial("verdict_status = 'verified' AND tokens >= 20")),
         Index("ix_audits_stream", "upstream", "model", "reference", "sampler", "stream_position", unique=True),
     )
 
@@ -288,3 +306,38 @@ class Calibration(Base):
     band: Mapped[dict[str, Any]]
 
     __table_args__ = (Index("ix_calibrations_scope", "reference", "sampler", "id"),)
+
+
+class DeadLetter(Base):
+    """A record of the journal that the database refused, kept until a person has looked at it."""
+
+    __tablename__ = "dead_letters"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    created_at: Mapped[datetime]
+    reason: Mapped[str]
+    record: Mapped[bytes]
+    """As `storage.exchange_codec.pack` wrote it."""
+
+
+class Retention(Base):
+    """How long an upstream's rows are kept, as the proxy's configuration says; `seedproof db purge` obeys."""
+
+    __tablename__ = "retention"
+
+    upstream: Mapped[str] = mapped_column(primary_key=True)
+    payload_days: Mapped[int | None]
+    """After so many days exchanges are deleted, and the ids of tokens from their audits; null for never."""
+    verdict_days: Mapped[int | None]
+    """After so many days audits are deleted; null for never."""
+    redact_verified: Mapped[bool]
+    """Whether request and answer are emptied as soon as they are audited."""
+
+
+class Erasure(Base):
+    """A user whose exchanges were deleted; what the journal still held of them is not written again."""
+
+    __tablename__ = "erasures"
+
+    user_hash: Mapped[str] = mapped_column(primary_key=True)
+    erased_at: Mapped[datetime]

@@ -39,7 +39,7 @@ async def ensure_schema(reader: AsyncEngine, migrator: AsyncEngine, *, upgrade: 
     """
     async with reader.connect() as connection:
         current = await connection.run_sync(_revision)
-    known = _known_revisions()
+    known = known_revisions()
     if current == known[0]:
         return current
     _refuse_newer(current, known, where)
@@ -59,20 +59,21 @@ def _upgrade(connection: Connection, known: list[str], where: str) -> None:
     _refuse_newer(current, known, where)
     if current is None:
         _refuse_foreign(connection, where)
-    config = _config()
+    config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
+    """Where the migrations are; its attribute `connection` says where they run."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
 
 
-def _known_revisions() -> list[str]:
+def known_revisions() -> list[str]:
     """Every revision of this code, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+    return [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
 
 
 def _revision(connection: Connection) -> str | None:

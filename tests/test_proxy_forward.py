@@ -204,7 +204,7 @@ async def test_secrets_stay_out_of_rows_and_logs(tmp_path, caplog):
             assert sent["Authorization"] == "Bearer sk-upstream-canary"
             assert "canary" not in "".join(value for name, value in sent.items() if name != "Authorization")
             assert len(await proxy.exchanges()) >= 2
-    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     for canary in ("sk-client-canary", "sk-upstream-canary", "other-canary", "cookie-canary", SECRET):
         assert canary.encode() not in stored
         assert canary not in caplog.text

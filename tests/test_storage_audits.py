@@ -35,7 +35,7 @@ async def test_audits_and_job_end_together_or_not_at_all(database):
     async with database.writing() as session:
         await exchanges.record(session, [exchange(1)])
         (held,) = await jobs.claim(session, worker="w", limit=1, lease=NOON - NOON, now=NOON.replace(hour=13))
-        await jobs.release_stalled(session, now=NOON.replace(hour=14))
+        await jobs.release_stalled(session, now=NOON.replace(hour=14), max_attempts=9)
 
     async def finish() -> None:
         async with database.writing() as session:

@@ -51,7 +51,7 @@ class Worker:
     async def step(self) -> int:
         """Claim and finish one batch; returns how many jobs it held."""
         async with self._database.writing() as session:
-            await jobs.release_stalled(session, now=_now())
+            await jobs.release_stalled(session, now=_now(), max_attempts=MAX_ATTEMPTS)
             claims = await jobs.claim(session, worker=self._name, limit=self._batch, lease=LEASE, now=_now())
         if not claims:
             return 0

@@ -1,0 +1,97 @@
+"""The hot path: rows of exchanges and their jobs into the tables, a batch in a few statements."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from storage import partitions
+from storage.columns import dump_json
+from storage.exchange_codec import ExchangeRow
+from storage.turns import turns
+
+_COLUMNS = ExchangeRow._fields
+_JOB = "exchange_id, upstream, reference, state, created_at, run_at, turn, attempts, lease_token"
+
+_SQLITE_EXCHANGES = f"INSERT INTO exchanges ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_SQLITE_JOBS = f"INSERT INTO jobs ({_JOB}) VALUES (?, ?, ?, 'todo', ?, ?, ?, 0, 0) ON CONFLICT DO NOTHING"
+
+_POSTGRES_TYPES = {
+    "created_at": "timestamptz", "streamed": "boolean", "status": "integer", "audit": "boolean",
+    "first_byte_seconds": "double precision", "total_seconds": "double precision", "turn": "bigint",
+}  # fmt: skip
+_JSON = ("request", "forced", "overridden", "response")
+_GIVEN = (*_COLUMNS, "turn")
+_ARRAYS = ", ".join(f"${number}::{_POSTGRES_TYPES.get(name, 'text')}[]" for number, name in enumerate(_GIVEN, 1))
+_POSTGRES = f"""
+    WITH given AS (
+        SELECT * FROM unnest({_ARRAYS}) AS given ({", ".join(_GIVEN)})
+    ), added AS (
+        INSERT INTO exchanges ({", ".join(_COLUMNS)})
+        SELECT {", ".join(f"{name}::json" if name in _JSON else name for name in _COLUMNS)} FROM given
+        ON CONFLICT DO NOTHING
+        RETURNING id
+    ), queued AS (
+        INSERT INTO jobs ({_JOB})
+        SELECT id, upstream, reference, 'todo', created_at, created_at, turn, 0, 0 FROM given JOIN added USING (id)
+        WHERE audit ORDER BY turn, id
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) FROM added
+"""
+
+
+async def insert_rows(session: AsyncSession, rows: Sequence[ExchangeRow]) -> int:
+    """Insert the rows that are new, with the jobs of those to be audited; returns how many were new."""
+    if not rows:
+        return 0
+    unique = list({row.id: row for row in reversed(rows)}.values())[::-1]
+    if session.get_bind().dialect.name == "postgresql":
+        return await _insert_on_postgres(session, unique)
+    return await _insert_on_sqlite(session, unique)
+
+
+async def _insert_on_sqlite(session: AsyncSession, rows: Sequence[ExchangeRow]) -> int:
+    # the transaction holds the write lock from its start: what is not there now comes from nobody else
+    known = await _known(session, [row.id for row in rows])
+    new = [row for row in rows if row.id not in known]
+    audited = [row for row in new if row.audit]
+    connection = await session.connection()
+    if new:
+        await connection.exec_driver_sql(_SQLITE_EXCHANGES, [_sqlite_values(row) for row in new])
+    jobs = [
+        (row.id, row.upstream, row.reference, _sqlite_moment(row.created_at), _sqlite_moment(row.created_at), turn)
+        for row, turn in zip(audited, await turns(session, audited), strict=True)
+    ]
+    if jobs:
+        await connection.exec_driver_sql(_SQLITE_JOBS, jobs)
+    return len(new)
+
+
+async def _known(session: AsyncSession, ids: Sequence[str]) -> set[str]:
+    found = await session.scalars(
+        text("SELECT id FROM exchanges WHERE id IN (SELECT value FROM json_each(:ids))"), {"ids": dump_json(ids)}
+    )
+    return set(found)
+
+
+async def _insert_on_postgres(session: AsyncSession, rows: Sequence[ExchangeRow]) -> int:
+    await partitions.ensure(session, [row.created_at for row in rows])
+    audited = [row for row in rows if row.audit]
+    turn_of = dict(zip((row.id for row in audited), await turns(session, audited), strict=True))
+    columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
+    columns.append([turn_of.get(row.id, 0) for row in rows])
+    connection = await session.connection()
+    result = await connection.exec_driver_sql(_POSTGRES, tuple(columns))
+    return int(result.scalar_one())
+
+
+def _sqlite_values(row: ExchangeRow) -> tuple[Any, ...]:
+    return (row[0], _sqlite_moment(row.created_at), *row[2:])
+
+
+def _sqlite_moment(moment: datetime) -> str:
+    """As SQLAlchemy writes it; rows' moments are in UTC."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")

@@ -1,0 +1,63 @@
+"""The days of `exchanges` on Postgres: one partition each, made before its first row, dropped with its last.
+
+A new partition is made apart and then attached, which waits for no reader and no writer.
+"""
+
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta, timezone
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+_LOCK = 0x63C7997B61354B1D
+_DAY = timedelta(days=1)
+
+
+async def ensure(session: AsyncSession, moments: Iterable[datetime]) -> None:
+    """Make the partitions of these moments' days, and of the day after each, where they are missing."""
+    days = {moment.astimezone(timezone.utc).date() for moment in moments}
+    missing = await _missing(session, days)
+    if not missing:
+        return
+    await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    # again: while this one waited for the lock, its holder may have made them
+    for day in sorted(await _missing(session, {*missing, *(day + _DAY for day in missing)})):
+        name = name_of(day)
+        await session.execute(text(f"CREATE TABLE {name} (LIKE exchanges INCLUDING ALL)"))
+        await session.execute(text(
+            f"ALTER TABLE exchanges ATTACH PARTITION {name} FOR VALUES "
+            f"FROM ('{day} 00:00+00') TO ('{day + _DAY} 00:00+00')"
+        ))  # fmt: skip
+
+
+async def drop_before(session: AsyncSession, limit: datetime) -> list[str]:
+    """Drop the partitions whose last moment lies before `limit`; returns their names."""
+    names = await session.scalars(text(
+        "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid "
+        "WHERE inhparent = 'exchanges'::regclass ORDER BY relname"
+    ))  # fmt: skip
+    past = [name for name in names if _day_of(name) + _DAY <= limit.astimezone(timezone.utc).date()]
+    if past:
+        # rather not now than behind a long query, with every other statement waiting behind this one
+        await session.execute(text("SET LOCAL lock_timeout = '5s'"))
+        for name in past:
+            await session.execute(text(f"DROP TABLE {name}"))
+    return past
+
+
+def name_of(day: date) -> str:
+    """The partition of a day, UTC."""
+    return f"exchanges_{day:%Y%m%d}"
+
+
+def _day_of(name: str) -> date:
+    return datetime.strptime(name, "exchanges_%Y%m%d").replace(tzinfo=timezone.utc).date()
+
+
+async def _missing(session: AsyncSession, days: Iterable[date]) -> list[date]:
+    # read from the catalogue's rows: to_regclass would answer from a cache that is as old as the transaction
+    names = await session.scalars(text(
+        "SELECT day FROM unnest(CAST(:days AS text[])) AS day WHERE day NOT IN (SELECT relname FROM pg_class "
+        "WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'exchanges'::regclass))"
+    ), {"days": [name_of(day) for day in days]})  # fmt: skip
+    return [_day_of(name) for name in names]
