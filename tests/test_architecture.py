@@ -44,6 +44,8 @@ PURE_CORES = {
     "proxy/token_ids",
     "proxy/transcript",
     "proxy/upstreams",
+    "storage/exchange_codec",
+    "storage/journal_format",
     "storage/pieces",
     "storage/scores",
     "verifier/alert_payloads",
