@@ -14,7 +14,7 @@ import click
 from proxy.commands import key_command
 from proxy.dashboard_commands import dashboard_group
 from proxy.errors import ConfigError, ProxyError
-from storage.commands import db
+from storage.commands import db, writer_command
 from storage.errors import StorageError
 from verifier.alert_commands import alerts_group
 from verifier.commands import alerts_option, named_directories, verify_command, worker_command
@@ -130,6 +130,7 @@ cli.add_command(model_group)
 cli.add_command(demo_command)
 cli.add_command(key_command)
 cli.add_command(db)
+cli.add_command(writer_command)
 cli.add_command(dashboard_group)
 cli.add_command(alerts_group)
 

@@ -43,6 +43,8 @@ UPSTREAM_KEEPALIVE_SECONDS = 4.0
 """Below uvicorn's 5 s: a POST on a connection that the provider is just closing cannot be sent again."""
 CLIENT_KEEPALIVE_SECONDS = 75.0
 """nginx's; aiohttp's own default is an hour, which is also its deadline for the first request's headers."""
+
+
 def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Application:
     """The whole proxy; it opens its database, its recorder and its connections when it starts.
 
@@ -77,7 +79,7 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
 def reload(app: web.Application, running: ProxyConfig, new: ProxyConfig) -> ProxyConfig:
     """Put `new` into force for the requests to come, except for what only a restart can change; returns what now
     holds."""
-    fixed = {name: getattr(running, name) for name in ("host", "port", "store")}
+    fixed = {name: getattr(running, name) for name in ("host", "port", "store", "journal")}
     changed = [name for name, value in fixed.items() if getattr(new, name) != value]
     if changed:
         logger.warning("a restart is needed to change %s; the rest is in force", ", ".join(changed))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 
 from proxy.draft import Draft
+from proxy.faults import frames
 from proxy.observation import Observer
 from proxy.recorder import Recorder
 
@@ -49,9 +49,3 @@ class Entry:
         self.put()
         if self._record is not None:
             await self._recorder.durable(self._record)
-
-
-def frames(error: BaseException) -> str:
-    """Where an error comes from, without its text, which may quote a user's words or a key."""
-    lines = traceback.format_tb(error.__traceback__)
-    return f"{type(error).__name__} at " + " / ".join(" ".join(line.split()) for line in lines[-3:])

@@ -19,13 +19,8 @@ from yarl import URL
 
 from proxy import headers
 from proxy.draft import Copy, Draft
-<<<<<<< HEAD
-from proxy.errors import UpstreamError
-from proxy.faults import frames
-=======
 from proxy.entry import Entry
 from proxy.errors import RequestError, UpstreamError
->>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
 from proxy.limits import Limits
 from proxy.observation import Observer
 from proxy.recorder import Recorder
@@ -133,11 +128,7 @@ class Forwarder:
                     await _deliver(request, first, response, copy, entry)
                 else:
                     await response.prepare(request)
-<<<<<<< HEAD
-                    await self._pump(call, answer, first, response, draft, copy, watch, limits)
-=======
-                    await self._pump(answer, first, response, copy, entry, watch, limits)
->>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
+                    await self._pump(call, answer, first, response, copy, entry, watch, limits)
             except ConnectionResetError:
                 draft.broken = "client_left"
             except UpstreamError as error:
@@ -154,13 +145,8 @@ class Forwarder:
             answer.close()
 
     async def _pump(
-<<<<<<< HEAD
-        self, call: Call, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, draft: Draft,
-        copy: Copy, watch: Watch, limits: Limits,
-=======
-        self, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, copy: Copy, entry: Entry,
-        watch: Watch, limits: Limits,
->>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
+        self, call: Call, answer: aiohttp.ClientResponse, chunk: bytes, response: web.StreamResponse, copy: Copy,
+        entry: Entry, watch: Watch, limits: Limits,
     ) -> None:
         """All bytes to the client, the last ones when the record is durable.
 
@@ -188,12 +174,7 @@ class Forwarder:
                     await response.write(ready)
                     watch.phase = "idle"
                 watch.touch()
-<<<<<<< HEAD
                 chunk = call.masked(await _next(answer), answer.status)
-            draft.ended_at = time.monotonic()
-=======
-                chunk = await _next(answer)
->>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
             copy.end()
             await entry.durable()
             if late:
@@ -274,14 +255,11 @@ def _hang_up(request: web.Request) -> None:
         request.transport.abort()
 
 
-<<<<<<< HEAD
-=======
 def _not_recordable() -> RequestError:
     message = "the audit journal cannot take this exchange now, and the configuration refuses unrecorded answers"
     return RequestError(message, status=503, code="journal_full", retry_after=1.0)
 
 
->>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
 def _explained(error: BaseException, url: URL) -> UpstreamError:
     host = f"{url.host}:{url.port}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):

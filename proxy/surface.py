@@ -20,13 +20,9 @@ from proxy import headers, policy, protocol
 from proxy.clients import Admission, Gate
 from proxy.config import ProxyConfig
 from proxy.draft import Copy, Draft
-from proxy.entry import frames
 from proxy.errors import RequestError
 from proxy.excerpt import MAX_KEPT_BYTES, Excerpt, json_object
-<<<<<<< HEAD
 from proxy.faults import frames
-=======
->>>>>>> 9336f38 (Journal every exchange before it is acknowledged; queue by turns; day partitions, dead letters and views)
 from proxy.forward import Call, Forwarder
 from proxy.observation import Observer
 from proxy.replies import json_reply, request_error

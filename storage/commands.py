@@ -1,7 +1,11 @@
 """`seedproof db`: the schema's commands. `seedproof.py` hangs the group into the command line."""
 
 import asyncio
+import contextlib
+import logging
+import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -34,6 +38,33 @@ def upgrade(url: str) -> None:
 def status(url: str) -> None:
     """Show the schema and the counts of rows at URL; changes nothing."""
     _run(_status(url))
+
+
+@click.command("writer")
+@click.option("--store", envvar="SEEDPROOF_STORE", required=True, help="Database URL.")
+@click.option("--journal", type=click.Path(file_okay=False, path_type=Path), help="The proxies' directory.")
+def writer_command(store: str, journal: Path | None) -> None:
+    """Move exchanges from a journal into the database until SIGINT or SIGTERM.
+
+    Runs beside proxies whose configuration says `writer = "apart"`; a second one waits and takes over.
+    """
+    from storage.journal import default_directory
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _run(_write(store, journal or default_directory(store)))
+
+
+async def _write(store: str, directory: Path) -> None:
+    from storage.database import open_database
+    from storage.writer import DatabaseTarget, Writer
+
+    async with open_database(store) as database:
+        task = asyncio.ensure_future(Writer(DatabaseTarget(database), directory).run())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        click.echo(f"seedproof writes {directory} into {database.where}")
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _upgrade(url: str) -> None:
