@@ -68,16 +68,31 @@ def test_the_credibility_is_that_of_the_levels_shrunk_to_its_prior(variance):
     assert credibility[0] == pytest.approx(10 / (effect[0] - 1), rel=0.1)
 
 
+def test_the_bound_of_smaller_events_is_that_of_their_number():
+    """Compound Poisson: with N events of size s where E were expected, K·s + N·s over K·s + E·s is (K + N)/(K + E)."""
+    size, level = 0.25, 6.0
+    band = flat_band(credibility=dict.fromkeys(NAMES, level * size), tolerated=dict.fromkeys(NAMES, (0.02 * size,)))
+    zeros, flags = np.zeros(5, np.float32), np.array([True, True, False, True, False])
+    margin = np.where(flags, size * band.cuts.margin, 0).astype(np.float32)
+    scores = SequenceScores(~flags, margin, zeros, zeros, zeros.astype(int))
+    bounds = band.bounds_within(statistics(scores, band.cuts), zeros)[:, NAMES.index("margin")]
+    events, expected = np.array([0, 1, 2, 2, 3]), 0.02 * np.arange(5)
+    assert bounds == pytest.approx(0.02 * size * (level + events) / (level + expected))
+
+
 def test_a_rare_detector_takes_the_mismatches_credibility_unless_its_own_spread_is_clearly_larger():
     rng = np.random.default_rng(1)
     found = answers_at_levels(rng, 0.0)
     for scores in found:
         scores[:, NAMES.index("support")] = rng.random(200) < 0.002
         scores[:, NAMES.index("margin_tail")] = 0.0
+        scores[:, NAMES.index("margin")] = scores[:, 0] * rng.choice([0.2, 0.6], 200)
+        scores[:, NAMES.index("ending")] = 0.0
     found[7][:, NAMES.index("margin_tail")] = 1.0
     credibility, _ = spread_of_answers(found, [np.zeros(200, np.intp)] * 400)
     known = dict(zip(NAMES, credibility, strict=True))
-    assert known["support"] == known["mismatch"]
+    assert known["support"] == known["ending"] == known["mismatch"]
+    assert known["margin"] == pytest.approx(known["mismatch"] * (0.2**2 + 0.6**2) / (0.2 + 0.6), rel=0.05)
     assert known["margin_tail"] < known["mismatch"] / 100
 
 

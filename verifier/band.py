@@ -66,8 +66,8 @@ class Band:
         tolerated: per detector the bound of each entropy class, in (0, 1).
         honest: per detector the mean over the calibration's tokens.
         typical: per detector the mean of the tolerated bounds over the calibration's tokens.
-        credibility: K, per detector: the events (of rates) or tokens (of expectations) that an answer's own past must
-            hold to weigh as much as the band.
+        credibility: K, per detector: the events (of rates, by their size) or tokens (of expectations) that an answer's
+            own past must hold to weigh as much as the band.
         sequences, tokens: size of the fitted half; 0 for a shipped band.
         sampling: parameters that the calibration was sampled with; expectations hold for these alone.
         scope: what it was calibrated for: reference, contract, token source, hardware.

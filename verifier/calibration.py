@@ -27,14 +27,14 @@ TAIL_PERCENTILE = 99.7
 """Leaves some twenty tokens of a small calibration in the tail, enough to bound their rate within half."""
 LOWEST_CUT = 0.05
 """Logits; about one rounding step of a bfloat16 logit. A reference that agrees to the bit would cut at 0."""
-TOLERANCE = 0.15
+TOLERANCE = 0.1
 SLACK = 0.005
 """Of a statistic's range: 0.04 nats of cross-entropy, 0.06 bits of rank."""
 CONFIDENCE = 0.95
 PRIOR_EVENTS = 5.0
 PRIOR_CREDIBILITY: Floats = np.where(IS_RATE, 25.0, 400.0)
 """Answers' own rates differ by a fifth, their mean cross-entropies by a twentieth of a token's spread."""
-PRIOR_SEQUENCES = 32
+PRIOR_SEQUENCES = 16
 FEWEST_SEQUENCES = 8
 FEWEST_TOKENS = 500
 
@@ -117,13 +117,15 @@ def spread_of_answers(found: Sequence[Floats], classes: Sequence[Classes]) -> tu
     With V the volume of a sequence (its expected events, or its tokens), the variance of its sum is 1 + V/K times
     that of independent tokens (Kish's design effect). What is measured of V/K is shrunk to that of PRIOR_CREDIBILITY,
     which weighs as much as PRIOR_SEQUENCES. Rare detectors take the mismatches' K, as answers whose noise differs by a
-    factor differ so in all rates, unless their own spread is larger by more than its standard error.
+    factor differ so in all rates, unless their own spread is larger by more than its standard error. Events that count
+    for less than 1, as margins do, spread less by themselves: K is in units of their mean size, E[x²]/E[x].
 
     Args:
         found: per sequence the statistics, float64[n, detectors].
         classes: per sequence the entropy class of each token; class means are taken out first.
     """
-    means = _class_means(np.concatenate(found), np.concatenate(classes))
+    every = np.concatenate(found)
+    means = _class_means(every, np.concatenate(classes))
     rests = [x - means[k] for x, k in zip(found, classes, strict=True)]
     within = np.maximum(np.sum([(rest**2).sum(0) for rest in rests], axis=0), 1e-12)
     excess = np.sum([rest.sum(0) ** 2 for rest in rests], axis=0) / within - 1.0
@@ -133,7 +135,9 @@ def spread_of_answers(found: Sequence[Floats], classes: Sequence[Classes]) -> tu
     clearly = excess - np.sqrt((2.0 + rarity) / len(found))
     shrunk = len(found) * np.maximum(excess, 0.0) + PRIOR_SEQUENCES * volume / PRIOR_CREDIBILITY
     credibility = volume * (len(found) + PRIOR_SEQUENCES) / shrunk
-    shared = np.minimum(credibility[NAMES.index("mismatch")], volume / np.maximum(clearly, 1e-9))
+    size = np.maximum((every**2).sum(0), 1e-9) / np.maximum(every.sum(0), 1e-9)
+    own = np.where(clearly > 0, volume / np.where(clearly > 0, clearly, 1.0), np.inf)
+    shared = np.minimum(credibility[NAMES.index("mismatch")] * size, own)
     credibility = np.where(IS_RATE, shared, credibility)
     return credibility, 1.0 + volume / credibility
 
