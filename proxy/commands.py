@@ -82,7 +82,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def serve(
-    config: ProxyConfig, *, alongside: Alongside | None = None, load: Load | None = None, share_port: bool = False
+    config: ProxyConfig, *, alongside: Alongside | None = None, load: Load | None = None, share_port: bool = False,
+    on_listening: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. `alongside` runs beside the proxy and is cancelled with it; if it fails
     or ends, the proxy stops too, with its error. At SIGHUP what `load` gives comes into force.
@@ -104,6 +105,8 @@ async def serve(
                 loop.add_signal_handler(signal.SIGHUP, _Reloader(app, config, load))
             names = ", ".join(upstream.name for upstream in config.upstreams)
             click.echo(f"seedproof serves {address}/v1 (upstreams: {names})")
+            if on_listening is not None:
+                on_listening()
             await _until(stop, alongside)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

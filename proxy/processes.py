@@ -1,7 +1,7 @@
 """Several proxies at one address: SO_REUSEPORT lets the kernel deal out the connections, one process a core.
 
-The parent serves nothing. It passes signals on, starts a process anew that died, and gives up where one dies as soon
-as it is started: that is a mistake of the configuration or the machine, which repetition does not mend.
+The parent serves nothing. It passes signals on, starts a process anew that died, and gives up where one dies before
+it has served: that is a mistake of the configuration or the machine, which repetition does not mend.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +25,7 @@ from proxy.shared_metrics import process_died, shared
 
 logger = logging.getLogger(__name__)
 
-TOO_SOON_SECONDS = 5.0
+RESTART_SECONDS = 1.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -49,13 +50,21 @@ def supervise(path: Path, config: ProxyConfig, count: int) -> int:
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@dataclass(frozen=True)
+class _Member:
+    """`served` is set once it listens; only number 0 has the dashboard."""
+
+    process: SpawnProcess
+    number: int
+    served: Event
+
+
 class _Family:
-    """The processes and how long each has lived."""
+    """All the processes."""
 
     def __init__(self, path: Path, count: int) -> None:
         self._path = path
-        self._born: dict[SpawnProcess, float] = {}
-        self._numbers: dict[SpawnProcess, int] = {}
+        self._members: list[_Member] = []
         self._ending = False
         self._code = 0
         for number in range(count):
@@ -69,36 +78,40 @@ class _Family:
 
     def run(self) -> int:
         """Until all have ended."""
-        while self._born:
-            wait([process.sentinel for process in self._born], timeout=1.0)
-            for process in [process for process in self._born if not process.is_alive()]:
-                self._died(process)
+        while self._members:
+            wait([member.process.sentinel for member in self._members], timeout=1.0)
+            for member in [member for member in self._members if not member.process.is_alive()]:
+                self._died(member)
         return self._code
 
     def _start(self, number: int) -> None:
-        process = _SPAWN.Process(target=serve_one, args=(self._path, number), name="seedproof-proxy")
+        served = _SPAWN.Event()
+        process = _SPAWN.Process(target=serve_one, args=(self._path, number, served), name="seedproof-proxy")
         process.start()
-        self._born[process], self._numbers[process] = time.monotonic(), number
+        self._members.append(_Member(process, number, served))
 
-    def _died(self, process: SpawnProcess) -> None:
-        lived, number = time.monotonic() - self._born.pop(process), self._numbers.pop(process)
-        process_died(process.pid or 0)
+    def _died(self, member: _Member) -> None:
+        self._members.remove(member)
+        if member.process.pid is not None:
+            process_died(member.process.pid)
         if self._ending:
             return
-        logger.error("process %s ended with code %s after %.0f s", process.pid, process.exitcode, lived)
-        if lived < TOO_SOON_SECONDS:
-            self._ending, self._code = True, process.exitcode or 1
-            self._tell(signal.SIGTERM)
+        logger.error("process %s ended with code %s", member.process.pid, member.process.exitcode)
+        if member.served.is_set():
+            time.sleep(RESTART_SECONDS)
+            if not self._ending:  # a signal may have come in that second
+                self._start(member.number)
         else:
-            self._start(number)
+            self._ending, self._code = True, member.process.exitcode or 1
+            self._tell(signal.SIGTERM)
 
     def _tell(self, number: int) -> None:
-        for process in self._born:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+        for member in self._members:
+            if member.process.pid is not None and member.process.is_alive():
+                os.kill(member.process.pid, number)
 
 
-def serve_one(path: Path, number: int) -> None:
+def serve_one(path: Path, number: int, served: Event) -> None:
     """One of several processes, in its own interpreter; only number 0 has the dashboard."""
     import click
 
@@ -112,7 +125,7 @@ def serve_one(path: Path, number: int) -> None:
         config = load_config(path)
         if number:
             config = replace(config, dashboard=None)
-        run(serve(config, load=lambda: load_config(path), share_port=True))
+        run(serve(config, load=lambda: load_config(path), share_port=True, on_listening=served.set))
     except (ProxyError, StorageError) as error:
         click.echo(f"seedproof: {error}", err=True)
         raise SystemExit(1) from error

@@ -106,6 +106,18 @@ async def test_two_processes_share_the_port_the_store_and_the_signals(tmp_path):
             for _ in range(20):
                 async with client.post(proxy.address + "/v1/chat/completions", data=orjson.dumps(BODY)) as answer:
                     assert answer.status == 200
+
+            async def recorded():
+                return len(await proxy.exchanges()) == 20
+
+            await until(recorded)
+            killed = proxy.children()[0]
+            killed.kill()
+
+            async def replaced():
+                return len(proxy.children()) == 2 and killed not in proxy.children()
+
+            await until(replaced)
             proxy.process.terminate()
             assert await asyncio.to_thread(proxy.process.wait, 60) == 0
         assert len(await proxy.exchanges()) == 20
