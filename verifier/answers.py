@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -246,8 +247,9 @@ def _yielding(marker: str, *, before: str = "", after: str = "") -> str:
     return marker.rstrip() if after[:1].isspace() else marker
 
 
+@lru_cache(maxsize=16)
 def reasoning_markers(model: ChatTokenizer) -> Markers | None:
-    """What the model writes around its reasoning, or None where that cannot be told."""
+    """What the model writes around its reasoning, or None where that cannot be told; kept for the models in use."""
     shown = _shown_markers(model)
     if shown is not None:
         return shown
