@@ -16,7 +16,9 @@ from storage import audits, exchanges
 from storage.database import open_database
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+DOCUMENTS = (
+    "README.md", "ARCHITECTURE.md", "THREAT_MODEL.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
+)
 
 
 async def test_the_readmes_queries_run_and_find_rows(database_url):
