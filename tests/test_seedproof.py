@@ -38,6 +38,15 @@ def test_verify_takes_overrides_and_prints_json_alone_where_asked(demo_directory
     assert result["exact_match_rate"] < 0.6
 
 
+def test_verify_says_what_it_assumes_of_a_version_that_nobody_has_read(demo_directory, tmp_path, capsys):
+    found = tmp_path / "result.json"
+    options = ("--model", demo_directory, "--sampler", "vllm@0.99.0/v2", "--limit", "1", "--json", found)
+    assert run("verify", golden("v2_plain"), *options) == 0
+    told = "vLLM 0.99.0 is newer than any version read (0.33): the rules of 0.33 are assumed"
+    assert told in capsys.readouterr().err
+    assert json.loads(found.read_text())["assumed"] == told
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -45,6 +54,8 @@ def test_verify_takes_overrides_and_prints_json_alone_where_asked(demo_directory
         ((golden("v2_plain"), "--model", "no-such-dir", "--sampler", "greedy"), "config.json is missing"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "vlm"), "did you mean 'vllm'"),
         ((golden("v1_noseed"), "--model", "demo", "--sampler", "vllm@0.26.0/v1"), "has no seed; give one with --seed"),
+        ((golden("v2_plain"), "--model", "demo", "--sampler", "vllm", "--seed", "-1"), "has no seed; give one"),
+        ((golden("v1_pen"), "--model", "demo", "--sampler", "llama.cpp"), "llama.cpp's frequency_penalty cannot be"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--dtype", "f32"), "dtype 'f32'"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--top-p", "0"), "top_p 0.0 is not in"),
         ((golden("v2_plain"), "--model", "demo", "--sampler", "greedy", "--device", "gpu"), "device 'gpu' is not"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recorded import golden
 
 from verifier.filters import EDGE
-from verifier.processors import History, processed
+from verifier.processors import History, not_modelled, processed
 from verifier.recordings import read_recordings
 from verifier.samplers import contract
 from verifier.sampling_params import SamplingParams
@@ -107,3 +107,19 @@ def test_the_choices_of_one_request_have_seeds_of_their_own(demo_reference):
     assert {recording.choice for recording in recordings} != {0}
     result = verify_file("v2_n4", recordings, demo_reference, contract("vllm@0.26.0/v2"))
     assert result.exact_match_rate >= 0.955
+
+
+@pytest.mark.parametrize(
+    ("engine", "on", "foreign"),
+    [
+        ("vllm", {"repetition_penalty": 1.2, "min_tokens": 3}, None),
+        ("llama.cpp", {"repetition_penalty": 1.2}, "repetition_penalty"),
+        ("llama.cpp", {"logit_bias": {3: 1.0}}, None),
+        ("sglang", {"presence_penalty": 0.5}, None),
+        ("sglang", {"presence_penalty": 0.5, "repetition_penalty": 1.2}, "repetition_penalty"),
+        ("huggingface", {"repetition_penalty": 1.2}, None),
+        ("mlx", {"min_tokens": 3}, "min_tokens"),
+    ],
+)
+def test_a_processor_by_another_engines_formula_is_named(engine, on, foreign):
+    assert not_modelled(engine, SamplingParams(**on)) == foreign

@@ -109,6 +109,13 @@ async def test_a_version_that_nobody_has_read_is_noted_with_what_is_assumed(sqli
     assert "0.99.0 is newer than any version read" in audit.notes["assumed"]
 
 
+async def test_penalties_by_a_formula_that_is_not_the_engines_are_unsupported(sqlite_url, demo_directory):
+    found = recorded("v2_plain", demo_directory, sampler="llama.cpp", limit=1, tokens=30, frequency_penalty=0.5)
+    stream, (audit,) = await worked_off(sqlite_url, demo_directory, found)
+    assert (stream.verdict, audit.reason) == ("unsupported", "processor_not_modelled")
+    assert "llama.cpp's frequency_penalty" in audit.notes["detail"]
+
+
 def answer_with_a_lost_draw(reference, prompt, *, seed, length, lost_at):
     """Tokens of V1 on the reference whose generator lost one draw."""
     rules, output = contract(V1), []

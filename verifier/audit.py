@@ -185,5 +185,6 @@ def per_token(scores: TokenScores, unclear: NDArray[np.bool_]) -> dict[str, Any]
         "margin": scores.margin,
         "logit_rank": scores.logit_rank,
         "gumbel_rank": scores.gumbel_rank,
+        "edge": scores.edge.astype(np.uint8),
         "ambiguous": unclear.astype(np.uint8),
     }

@@ -62,11 +62,13 @@ def verify_command(
     from verifier.models import model_directory, torch_dtype
     from verifier.recordings import read_recordings
     from verifier.references import open_reference
-    from verifier.samplers import contract
+    from verifier.samplers import assumption, contract
     from verifier.tokenization import ChatTokenizer
     from verifier.verify import verify_file, verify_hidden
 
-    rules = contract(sampler)
+    rules, assumed = contract(sampler), assumption(sampler)
+    if assumed:
+        click.echo(f"{assumed}.", err=True)
     overrides = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     recordings = {file: read_recordings(file, overrides=overrides, limit=limit) for file in files}
     directory = model_directory(model, {})
@@ -82,7 +84,8 @@ def verify_command(
                 results.append(verify_file(str(file), rows, reference, rules, advance))
     if json_path != "-":
         _print_table(results)
-    write_json(json_path, {"files": [result.to_dict() for result in results]})
+    told = {"assumed": assumed} if assumed else {}
+    write_json(json_path, {"files": [result.to_dict() for result in results], **told})
 
 
 @click.command("worker")

@@ -56,7 +56,7 @@ def identify(
     seeded = [answer for answer in usable if answer.seed is not None or answer.params.is_greedy]
     if not seeded:
         return Identification(None, "no_seed" if usable else "no_tokens", 0)
-    pieces = [*_pieces(reference, cut_down(seeded, limit))]
+    pieces = [*pieces_of(reference, cut_down(seeded, limit))]
     return rank(pieces, reference.width, claimed=claimed, exhaustive=exhaustive)
 
 
@@ -73,7 +73,7 @@ def cut_down(answers: Sequence[Answer], limit: int) -> list[Sample]:
     return cut
 
 
-def _pieces(reference: Reference, samples: Sequence[Sample]) -> Iterable[Piece]:
+def pieces_of(reference: Reference, samples: Sequence[Sample]) -> Iterable[Piece]:
     parts: dict[int, list[NDArray[np.float32]]] = {number: [] for number in range(len(samples))}
     for rows in reference.logits([sample.sequence for sample in samples]):
         parts[rows.sequence].append(rows.logits.numpy())

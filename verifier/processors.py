@@ -36,6 +36,24 @@ def changes_logits(params: SamplingParams) -> bool:
     )
 
 
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_OF_VLLM = frozenset({*_PENALTIES, "min_tokens", "bad_words_token_ids"})
+_LIKE_VLLM = {
+    "vllm": _OF_VLLM, "greedy": _OF_VLLM, "sglang": frozenset(_PENALTIES[1:]), "huggingface": frozenset(_PENALTIES[:1]),
+}  # fmt: skip
+"""Processors by whose formula each engine draws too; biases and allowed ids are the same everywhere."""
+
+
+def not_modelled(engine: str, params: SamplingParams) -> str | None:
+    """The first processor that is on and whose formula this engine does not share with vLLM, or None.
+
+    llama.cpp counts only the last tokens, SGLang scales only what was drawn, TGI and LMDeploy have rules of their own.
+    """
+    off = SamplingParams()
+    on = [name for name in sorted(_OF_VLLM) if getattr(params, name) != getattr(off, name)]
+    return next((name for name in on if name not in _LIKE_VLLM.get(engine, frozenset())), None)
+
+
 def processed(
     logits: NDArray[np.float32], first: int, history: History, params: SamplingParams
 ) -> NDArray[np.float32]:

@@ -14,10 +14,12 @@ from storage.models import Exchange, Outcome
 from verifier.alignment import Alignment, align
 from verifier.completions import completion_prompts, without_echo
 from verifier.errors import BadSequence, InputError, Unsupported
+from verifier.processors import not_modelled
 from verifier.prompts import Prompt, faithful_prompt
 from verifier.reading import TextClaim
 from verifier.replay import Claim, Reference
 from verifier.samplers import SamplerContract, contract
+from verifier.samplers.names import parse
 from verifier.sampling_params import SamplingParams
 from verifier.sequences import TokenSequence
 from verifier.tokenization import ChatTokenizer
@@ -93,7 +95,10 @@ def _asked(exchange: Exchange, tokenizer: ChatTokenizer, sampler: str) -> _Asked
     params = SamplingParams.from_fields(exchange.forced)
     if exchange.forced.get("seed") is None and not params.is_greedy:
         raise Unsupported("no_seed", "no seed was forced")
-    return _Asked(exchange, prompts, params, contract(sampler))
+    rules, engine = contract(sampler), parse(sampler).engine
+    if foreign := not_modelled(engine, params):
+        raise Unsupported("processor_not_modelled", f"{engine}'s {foreign} cannot be replayed: force its neutral value")
+    return _Asked(exchange, prompts, params, rules)
 
 
 def _prompts(exchange: Exchange, tokenizer: ChatTokenizer) -> list[Prompt]:

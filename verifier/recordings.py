@@ -17,10 +17,13 @@ from verifier.errors import InputError
 from verifier.sampling_params import SamplingParams
 from verifier.sequences import TokenSequence
 
+NO_SEED = -1
+"""What vLLM, llama.cpp and Ollama take for "draw a seed yourself"."""
+
 
 @dataclass(frozen=True)
 class Recording:
-    """One recorded answer; `seed` is the request's, None where none was given."""
+    """One recorded answer; `seed` is the request's, None where none was given (or NO_SEED)."""
 
     messages: list[dict[str, Any]]
     sequence: TokenSequence
@@ -52,7 +55,7 @@ def _recording(where: str, line: bytes, overrides: Mapping[str, Any]) -> Recordi
             sequence=TokenSequence(_ids(fields["prompt_token_ids"]), _ids(fields["output_token_ids"])),
             text=fields.get("text"),
             finish_reason=fields.get("finish_reason"),
-            seed=fields.get("seed"),
+            seed=None if fields.get("seed") == NO_SEED else fields.get("seed"),
             choice=int(fields.get("choice") or 0),
             params=SamplingParams.from_fields(fields),
         )

@@ -32,8 +32,8 @@ from verifier.scoring import TokenScores, clamp_temperature
 Family = tuple[Noise, int]
 _FAMILIES = {
     **{id(noise): Noise[f"VLLM_{era}"] for era, noise in VLLM_ERAS.items()},
-    id(SGLANG_ERAS[0, 5, 9][0]): Noise.SGLANG_059,
-    id(SGLANG_ERAS[0, 5, 18][0]): Noise.SGLANG_0518,
+    id(SGLANG_ERAS["0.5.9"][0]): Noise.SGLANG_059,
+    id(SGLANG_ERAS["0.5.18"][0]): Noise.SGLANG_0518,
 }
 
 

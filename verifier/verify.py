@@ -11,10 +11,12 @@ import numpy as np
 from verifier.answers import answer_texts
 from verifier.errors import InputError, VerifierError
 from verifier.lattice import Reading
+from verifier.processors import not_modelled
 from verifier.reading import TextClaim, read_texts
 from verifier.recordings import Recording
 from verifier.replay import Claim, Reference, replay
 from verifier.samplers import SamplerContract
+from verifier.samplers.names import parse
 from verifier.scoring import TokenScores
 from verifier.tokenization import ChatTokenizer
 
@@ -42,10 +44,13 @@ class FileResult:
 
 def claims_of(recordings: Sequence[Recording], contract: SamplerContract, file: str) -> list[Claim]:
     """What the recordings claim under a contract. Raises InputError where a sampled one has no seed."""
-    claims = []
+    claims, engine = [], parse(contract.id).engine
     for number, recording in enumerate(recordings):
         if recording.seed is None and not recording.params.is_greedy and contract.id != "greedy":
             raise InputError(f"{file}: recording {number} has no seed; give one with --seed")
+        foreign = not_modelled(engine, recording.params)
+        if foreign:
+            raise InputError(f"{file}: recording {number}: {engine}'s {foreign} cannot be replayed")
         seed = contract.choice_seed(recording.seed or 0, recording.choice)
         claims.append(Claim(recording.sequence, seed, recording.params, contract))
     return claims

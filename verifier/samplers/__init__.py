@@ -16,6 +16,7 @@ from verifier.errors import UnknownContract
 from verifier.samplers import huggingface, llama_cpp, lmdeploy, mlx, ollama, sglang, tgi, vllm_cpu, vllm_v1, vllm_v2
 from verifier.samplers.candidates import candidates, stands_for
 from verifier.samplers.contract import SamplerContract
+from verifier.samplers.eras import era
 from verifier.samplers.greedy import GREEDY, Greedy
 from verifier.samplers.names import ContractName, parse
 
@@ -60,7 +61,7 @@ def assumption(contract_id: str) -> str | None:
 
 
 def _vllm(name: ContractName) -> SamplerContract:
-    runner = name.runner or ("v1" if name.version and name.version < (0, 25) else "v2")
+    runner = name.runner or era("vllm", name.version) or "v1"
     full = ContractName(name.engine, name.version, runner, name.options)
     if runner == "v1":
         return vllm_v1.contract(full)

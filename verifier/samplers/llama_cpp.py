@@ -23,15 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.samplers import mt19937
+from verifier.samplers import eras, mt19937
 from verifier.samplers.inverse_cdf import InverseCdfContract, at_least
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.noise import Integers
 from verifier.samplers.ordering import descending, running_mass
 from verifier.sampling_params import SamplingParams
-
-SINGLE_PASS = {"llama.cpp": (6335,), "llama-cpp-python": (0, 3, 17)}
-ALWAYS_DRAWS = {"llama.cpp": (9900,), "llama-cpp-python": (0, 3, 34)}
 
 
 def prefix(z: NDArray[np.float32], log_mass: float, params: SamplingParams) -> int:
@@ -71,6 +68,5 @@ class LlamaCpp(InverseCdfContract):
 def contract(name: ContractName) -> LlamaCpp:
     """`llama.cpp[@BUILD]` or `llama-cpp-python[@VERSION]`; without a version, the newest."""
     name.take_options()
-    new, newest = SINGLE_PASS[name.engine], ALWAYS_DRAWS[name.engine]
-    version = name.version or newest
-    return LlamaCpp(id=render(name), sorts=version < new, always_draws=version >= newest)
+    era = eras.era(name.engine, name.version)
+    return LlamaCpp(id=render(name), sorts=era == "sorts", always_draws=era == "always draws")

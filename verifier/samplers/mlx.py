@@ -21,6 +21,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from verifier.filters import Support
+from verifier.samplers import eras
 from verifier.samplers.arithmetic import LOW32, SHIFT32, ZERO, exact_float, kernel, log
 from verifier.samplers.contract import RaceContract
 from verifier.samplers.inverse_cdf import InverseCdfContract, at_least, exclusive
@@ -144,6 +145,6 @@ def _draw_keys(seeds: Integers, positions: Integers) -> NDArray[np.uint64]:
 def contract(name: ContractName) -> MlxGumbel | MlxCdf:
     """`mlx[@VERSION]`; without a version, the newest."""
     name.take_options()
-    if name.version is not None and name.version < (0, 32, 1):
+    if eras.era("mlx", name.version) == "gumbel":
         return MlxGumbel(id=render(name))
     return MlxCdf(id=render(name))

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.samplers import eras
 from verifier.samplers.inverse_cdf import InverseCdfContract, at_least
 from verifier.samplers.llama_cpp import LlamaCpp
 from verifier.samplers.names import ContractName, render
@@ -75,6 +76,6 @@ class OllamaGo(InverseCdfContract):
 def contract(name: ContractName) -> OllamaGo | LlamaCpp:
     """`ollama[@VERSION]`; without a version, the newest."""
     name.take_options()
-    if name.version is not None and name.version < (0, 30):
+    if eras.era("ollama", name.version) == "go":
         return OllamaGo(id=render(name))
     return LlamaCpp(id=render(name))

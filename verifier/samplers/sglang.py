@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from verifier.errors import UnknownContract
 from verifier.filters import EDGE
+from verifier.samplers import eras
 from verifier.samplers.arithmetic import LOW32, ZERO, exact_float, kernel, log
 from verifier.samplers.contract import Draws, GumbelContract
 from verifier.samplers.murmur import murmur3, murmur_key
@@ -89,12 +90,12 @@ def _gumbel_0518(word):
     return -log(-log_u if log_u < -(2.0**-32) else 2.0**-32)
 
 
-# First version of each era, oldest first: its noise, and what it adds to a probability before the logarithm.
+# Of each era: its noise, and what it adds to a probability before the logarithm.
 ERAS = {
-    (0, 5, 3): (GumbelNoise(_product_key, _product_word, _gumbel_053, top_word=2**24 - 1), 1e-9),
-    (0, 5, 4): (GumbelNoise(_product_key, _product_word, _gumbel_054, top_word=2**24 - 1), 1e-10),
-    (0, 5, 9): (GumbelNoise(murmur_key, _murmur_word, _gumbel_059, top_word=2**32 - 1, dtype=np.float64), 0.0),
-    (0, 5, 18): (GumbelNoise(murmur_key, _murmur_word, _gumbel_0518, top_word=2**32 - 1, dtype=np.float64), 0.0),
+    "0.5.3": (GumbelNoise(_product_key, _product_word, _gumbel_053, top_word=2**24 - 1), 1e-9),
+    "0.5.4": (GumbelNoise(_product_key, _product_word, _gumbel_054, top_word=2**24 - 1), 1e-10),
+    "0.5.9": (GumbelNoise(murmur_key, _murmur_word, _gumbel_059, top_word=2**32 - 1, dtype=np.float64), 0.0),
+    "0.5.18": (GumbelNoise(murmur_key, _murmur_word, _gumbel_0518, top_word=2**32 - 1, dtype=np.float64), 0.0),
 }
 
 
@@ -198,12 +199,12 @@ def _combine(column: Callable[[str], NDArray[Any]]) -> Draws:
 def contract(name: ContractName) -> SGLang:
     """`sglang[@VERSION][:index=id|rank|auto]`; without a version, the newest era."""
     index = name.take_options("index").get("index")
-    version = name.version or max(ERAS)
-    reached = [start for start in ERAS if version >= start]
-    if not reached:
+    era = eras.era("sglang", name.version)
+    if era is None:
         raise UnknownContract("SGLang before 0.5.3 ignores seeds, and its answers cannot be replayed")
-    if index not in {None, "id", "rank", "auto"} or (reached[-1] == (0, 5, 3) and index not in {None, "rank"}):
+    always_by_rank = era == "0.5.3"
+    if index not in {None, "id", "rank", "auto"} or (always_by_rank and index not in {None, "rank"}):
         raise UnknownContract(f"index={index} is not known: use id, rank or auto (0.5.3 draws by rank only)")
-    noise, epsilon = ERAS[reached[-1]]
-    default = "rank" if reached[-1] == (0, 5, 3) else "auto"
+    noise, epsilon = ERAS[era]
+    default = "rank" if always_by_rank else "auto"
     return SGLang(id=render(name), noise=noise, choice_step=0, index=index or default, epsilon=epsilon)

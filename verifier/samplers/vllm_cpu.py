@@ -12,6 +12,7 @@ vllm/v1/sample/ops/topk_topp_sampler.py.
 from __future__ import annotations
 
 from verifier.errors import UnknownContract
+from verifier.samplers import eras
 from verifier.samplers.names import ContractName, render
 from verifier.samplers.splitmix import SplitMix
 from verifier.samplers.torch_cpu import CpuRace
@@ -20,8 +21,9 @@ from verifier.samplers.torch_cpu import CpuRace
 def contract(name: ContractName) -> SplitMix | CpuRace:
     """`vllm[@VERSION]/cpu`; without a version, the newest."""
     name.take_options()
-    if name.version is None or name.version >= (0, 32):
+    era = eras.era("vllm/cpu", name.version)
+    if era == "splitmix":
         return SplitMix(id=render(name))
-    if name.version < (0, 11):
+    if era is None:
         raise UnknownContract("vLLM before 0.11 drew on the CPU from MKL's generator, which is not replayed")
     return CpuRace(id=render(name), lowest_temperature=0.01)

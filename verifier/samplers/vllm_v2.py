@@ -30,6 +30,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from verifier.errors import UnknownContract
+from verifier.samplers import eras
 from verifier.samplers.arithmetic import (
     LOW32,
     SHIFT32,
@@ -185,18 +186,13 @@ ERAS = {
 
 WIDE_F = GumbelNoise(murmur_key, _murmur_wide_word, gumbel53, top_word=2**53 - 1, dtype=np.float64)
 
-# First version of each era, oldest first.
-STARTS = {(0, 12): "A", (0, 17): "B", (0, 19): "C", (0, 22): "D", (0, 24): "E", (0, 31): "F"}
-
 
 def era(version: tuple[int, ...] | None) -> str:
     """Noise era of a vLLM version; without a version, and for later ones than we have read, the newest."""
-    if version is None:
-        return "F"
-    reached = [name for start, name in STARTS.items() if version >= start]
-    if not reached:
+    found = eras.era("vllm/v2", version)
+    if found is None:
         raise UnknownContract("vLLM before 0.12 has no V2 runner: write vllm@VERSION/v1")
-    return reached[-1]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
