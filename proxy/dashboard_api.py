@@ -74,7 +74,7 @@ class Api:
     async def detectors(self, request: web.Request) -> web.Response:
         """GET …/detectors: each detector's mean, confidence sequence and band over time, by column."""
         async with self._database.reading() as session:
-            found = await _period_rows(session, request.query)
+            found = await _period_rows(session, request.query, effects=True)
         names = sorted({effect["detector"] for row in found for effect in row.effects})
         return as_json({"at": [row.at for row in found], "detectors": {n: _columns(n, found) for n in names}})
 
@@ -137,9 +137,9 @@ async def _silences(session: AsyncSession, _: Mapping[str, str]) -> list[dict[st
     return [rows.silence_row(row) for row in await alerts.silences(session, now=datetime.now(timezone.utc))]
 
 
-async def _period_rows(session: AsyncSession, query: Mapping[str, str]) -> Any:
+async def _period_rows(session: AsyncSession, query: Mapping[str, str], *, effects: bool = False) -> Any:
     within = await queries.period(session, query, datetime.now(timezone.utc))
-    return await queries.stream_history(session, queries.stream_key(query), within)
+    return await queries.stream_history(session, queries.stream_key(query), within, effects=effects)
 
 
 def _columns(name: str, found: Any) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from storage.history import MatchRate
 
 WIDTH, HEIGHT = 240.0, 48.0
 LOWEST = 0.5
@@ -20,26 +21,25 @@ class Sparkline:
     tolerated: str
 
 
-def sparkline(rows: Sequence[Mapping[str, Any]]) -> Sparkline | None:
-    """Of rows with `at`, `match_mean`, `match_low`, `match_high`, `match_tolerated`; None where none has a rate."""
-    told = [row for row in rows if row["match_mean"] is not None]
+def sparkline(told: Sequence[MatchRate]) -> Sparkline | None:
+    """Of a stream's past, the oldest first; None for none."""
     if not told:
         return None
     if len(told) == 1:
-        told = told * 2
-    bottom = min(LOWEST, *(row["match_low"] for row in told))
-    times = [row["at"].timestamp() for row in told]
+        told = [told[0], told[0]]
+    bottom = min(LOWEST, *(row.match_low for row in told))
+    times = [row.at.timestamp() for row in told]
     width = times[-1] - times[0]
     xs = [(t - times[0]) / width * WIDTH if width else WIDTH * i / (len(told) - 1) for i, t in enumerate(times)]
 
     def line(name: str) -> list[tuple[float, float]]:
-        values = [told[0][name] if row[name] is None else row[name] for row in told]
+        values = [getattr(row, name) for row in told]
         return [(x, HEIGHT * (1 - (y - bottom) / (1 - bottom))) for x, y in zip(xs, values, strict=True)]
 
     return Sparkline(
         band=_path([*line("match_high"), *reversed(line("match_low"))]) + "Z",
         mean=_path(line("match_mean")),
-        tolerated=_path(line("match_tolerated")) if told[0]["match_tolerated"] is not None else "",
+        tolerated=_path(line("match_tolerated")),
     )
 
 

@@ -47,12 +47,12 @@ class Pages:
         async with self._database.reading() as session:
             within = await queries.period(session, request.query, now)
             found = await queries.all_streams(session)
-            past = await history.of_all(session, span=within.span, since=within.since)
+            past = await history.match_rates(session, span=within.span, since=within.since)
             waiting = await queries.backlog(session)
             losses = await proxies.losses(session, now=now)
         for stream in found:
             key = queries.stream_key(stream)
-            stream["chart"] = sparkline([rows.history_row(row) for row in past.get(key, ())])
+            stream["chart"] = sparkline(past.get(key, ()))
         return await page(
             request, "overview.html", streams=found, waiting=waiting, now=now, period=within.name, losses=losses,
             oldest=min((row["oldest"] for row in waiting if row["oldest"]), default=None),

@@ -37,13 +37,13 @@ class Period:
 
 async def all_streams(session: AsyncSession) -> list[dict[str, Any]]:
     """Every stream as it stands, in the order of their names."""
-    return [rows.stream_row(stream) for stream in await streams.every(session)]
+    return [rows.stream_row(stream) for stream in await streams.standing(session)]
 
 
 async def one_stream(session: AsyncSession, query: Mapping[str, str]) -> dict[str, Any]:
     """The stream that a query names. Raises RequestError."""
     key = stream_key(query)
-    found = next((s for s in await streams.every(session, upstream=key.upstream) if StreamKey.of(s) == key), None)
+    found = next((s for s in await streams.standing(session, upstream=key.upstream) if StreamKey.of(s) == key), None)
     if found is None:
         raise RequestError("there is no such stream", status=404, code="not_found")
     return {**rows.stream_row(found), "detail": found.detail, "identified": found.identified}
@@ -73,9 +73,11 @@ async def _fitting(session: AsyncSession, now: datetime) -> str:
     return "24h"
 
 
-async def stream_history(session: AsyncSession, key: StreamKey, within: Period) -> Sequence[StreamHistory]:
-    """A stream's rows of a period, the oldest first."""
-    return await history.of_stream(session, key, span=within.span, since=within.since)
+async def stream_history(
+    session: AsyncSession, key: StreamKey, within: Period, *, effects: bool = False
+) -> Sequence[StreamHistory]:
+    """A stream's rows of a period, the oldest first; with the detectors' `effects` if asked."""
+    return await history.of_stream(session, key, span=within.span, since=within.since, effects=effects)
 
 
 async def exchanges(session: AsyncSession, query: Mapping[str, str], *, limit: int = PAGE) -> dict[str, Any]:

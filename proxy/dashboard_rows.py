@@ -78,12 +78,10 @@ def stream_row(stream: Stream) -> dict[str, Any]:
 
 def history_row(row: StreamHistory) -> dict[str, Any]:
     """One span of a stream: `match_rate` is of the span alone, what follows it of all until then."""
-    told = _match(row.effects)
     return {
         "at": row.at, "audits": row.audits, "tokens": row.tokens, "exact_matches": row.exact_matches,
         "match_rate": row.exact_matches / row.tokens if row.tokens else None,
-        "match_mean": told["match_rate"],
-        **{name: told[name] for name in ("match_low", "match_high", "match_tolerated")},
+        **{name: getattr(row, name) for name in ("match_mean", "match_low", "match_high", "match_tolerated")},
         "outside_support": row.outside_support, "ambiguous_tokens": row.ambiguous_tokens,
         "unsupported": row.unsupported, "failed": row.failed, "verdict": row.verdict, "log_e": row.log_e,
         "total_requests": row.total_requests, "total_tokens": row.total_tokens,

@@ -105,7 +105,7 @@ COUNTERS = {
 
 
 async def _of_streams(session: AsyncSession) -> list[Metric]:
-    found = [rows.stream_row(stream) for stream in await streams.every(session)]
+    found = [rows.stream_row(stream) for stream in await streams.standing(session)]
     return [
         *(_gauge(*told, found, name) for name, told in GAUGES.items()),
         *(_counter(*told, found, name) for name, told in COUNTERS.items()),

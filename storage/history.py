@@ -1,12 +1,13 @@
 """A stream's past: noted with every audit that is weighed, read by pages, metrics and alerts."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
 from storage.models import Audit, Stream, VerdictStatus
 from storage.models_history import Span, StreamHistory, VerdictChange
@@ -19,8 +20,20 @@ KEPT = {Span.TEN_SECONDS: timedelta(hours=2), Span.MINUTE: timedelta(days=2)}
 """Fine rows are dropped when they are that old; hours and days stay."""
 MOST_POINTS = 400
 """A chart is about a thousand pixels wide."""
+
 _KEPT = ("detector", "unit", "mean", "low", "high", "honest", "tolerated", "tokens", "log_e")
 _COUNTS = ("audits", "unsupported", "failed", "tokens", "exact_matches", "outside_support", "ambiguous_tokens")
+
+
+
+class MatchRate(NamedTuple):
+    """A stream's match rate at a time, over its whole life until then."""
+
+    at: datetime
+    match_mean: float
+    match_low: float
+    match_high: float
+    match_tolerated: float
 
 
 async def note(
@@ -30,17 +43,29 @@ async def note(
 
     The caller holds the stream's row (`storage.streams.locked`), which keeps two workers from adding at once.
     """
+    match = match_rate(stream.detail.get("effects", ()))
     for span in Span:
         row = await _row(session, StreamKey.of(stream), span, start_of(span, now))
         for audit in audits:
             _count(row, audit)
         row.verdict, row.log_e = stream.verdict, stream.log_e
         row.total_requests, row.total_tokens = stream.requests, stream.tokens
+        row.match_mean, row.match_low, row.match_high, row.match_tolerated = match
         row.effects = [
             {name: effect.get(name) for name in _KEPT} for effect in stream.detail.get("effects", ())
         ]
     if stream.verdict != previous:
         session.add(_change(stream, previous, now))
+
+
+def match_rate(
+    effects: Sequence[Mapping[str, Any]],
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """Match rate, the ends of its confidence sequence and the lowest that is tolerated, of a verdict's effects."""
+    for effect in effects:
+        if effect["detector"] == "mismatch":
+            return 1 - effect["mean"], 1 - effect["high"], 1 - effect["low"], 1 - effect["tolerated"]
+    return None, None, None, None
 
 
 def start_of(span: Span, moment: datetime) -> datetime:
@@ -64,20 +89,24 @@ async def is_younger_than(session: AsyncSession, moment: datetime) -> bool:
 
 
 async def of_stream(
-    session: AsyncSession, key: StreamKey, *, span: Span, since: datetime
+    session: AsyncSession, key: StreamKey, *, span: Span, since: datetime, effects: bool = False
 ) -> Sequence[StreamHistory]:
-    """A stream's newest rows of a span, at most `MOST_POINTS`, the oldest first."""
+    """A stream's newest rows of a span, at most `MOST_POINTS`, the oldest first; their long `effects` if asked."""
     query = select(StreamHistory).where(*_of(key), _from(span, since))
+    if not effects:
+        query = query.options(defer(StreamHistory.effects, raiseload=True))
     rows = await session.scalars(query.order_by(StreamHistory.at.desc()).limit(MOST_POINTS))
     return rows.all()[::-1]
 
 
-async def of_all(session: AsyncSession, *, span: Span, since: datetime) -> dict[StreamKey, list[StreamHistory]]:
-    """Every stream's rows of a span, the oldest first."""
-    found: dict[StreamKey, list[StreamHistory]] = {}
-    query = select(StreamHistory).where(_from(span, since)).order_by(StreamHistory.at)
-    for row in await session.scalars(query):
-        found.setdefault(StreamKey(row.upstream, row.model, row.reference, row.sampler), []).append(row)
+async def match_rates(session: AsyncSession, *, span: Span, since: datetime) -> dict[StreamKey, list[MatchRate]]:
+    """Every stream's match rate at the end of each span, the oldest first."""
+    found: dict[StreamKey, list[MatchRate]] = {}
+    names = ("upstream", "model", "reference", "sampler", *MatchRate._fields)
+    columns = [getattr(StreamHistory, name) for name in names]
+    query = select(*columns).where(_from(span, since), StreamHistory.match_mean.is_not(None))
+    for row in await session.execute(query.order_by(StreamHistory.at)):
+        found.setdefault(StreamKey(*row[:4]), []).append(MatchRate(*row[4:]))
     return found
 
 

@@ -51,6 +51,13 @@ class StreamHistory(Base):
     log_e: Mapped[float]
     total_requests: Mapped[int]
     total_tokens: Mapped[int]
+    match_mean: Mapped[float | None]
+    """1 − the mean of the detector `mismatch`; null where it was not used."""
+    match_low: Mapped[float | None]
+    """Ends of its confidence sequence."""
+    match_high: Mapped[float | None]
+    match_tolerated: Mapped[float | None]
+    """The lowest match rate that an honest provider may have."""
     effects: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     """Per detector its mean, confidence sequence and bounds, as in `streams.detail`."""
 

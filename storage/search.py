@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from storage.models import Audit, Exchange, Job, JobState, VerdictStatus
 from storage.streams import StreamKey
 
-MOST_SEEN = 5_000
+MOST_SEEN = 2_000
 """Exchanges that one page looks at to find those that its filters ask for; the next page goes on from there."""
-NEWEST_SEEN = 20_000
+NEWEST_SEEN = 10_000
 """Exchanges among which a part of an id is looked for; a whole id, or its beginning, is found among all."""
 SHORTEST_PART = 4
 FEWEST_TOKENS = 20

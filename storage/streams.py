@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
 from storage.database import insert_new
 from storage.models import Audit, Stream
@@ -73,6 +74,15 @@ async def every(session: AsyncSession, *, upstream: str | None = None) -> Sequen
     if upstream is not None:
         query = query.where(Stream.upstream == upstream)
     return (await session.scalars(query)).all()
+
+
+async def standing(session: AsyncSession, *, upstream: str | None = None) -> Sequence[Stream]:
+    """As `every`, but without `state`, which is large and only weighed on: reading it is an error."""
+    query = select(Stream).options(defer(Stream.state, raiseload=True))
+    if upstream is not None:
+        query = query.where(Stream.upstream == upstream)
+    ordered = query.order_by(Stream.upstream, Stream.model, Stream.reference, Stream.sampler)
+    return (await session.scalars(ordered)).all()
 
 
 def _in(key: StreamKey) -> ColumnElement[bool]:

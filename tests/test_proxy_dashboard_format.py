@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxy import dashboard_format as form
 from proxy.dashboard_chart import HEIGHT, WIDTH, sparkline
+from storage.history import MatchRate
 
 
 @given(st.text())
@@ -50,17 +51,13 @@ def test_no_csv_cell_begins_like_a_formula(cells):
 
 def points(*means):
     at = datetime(2026, 11, 24, tzinfo=timezone.utc)
-    return [
-        {"at": at + timedelta(minutes=i), "match_mean": m, "match_low": m and m - 0.1,
-         "match_high": m and min(1, m + 0.1), "match_tolerated": 0.95}
-        for i, m in enumerate(means)
-    ]  # fmt: skip
+    return [MatchRate(at + timedelta(minutes=i), m, m - 0.1, min(1, m + 0.1), 0.95) for i, m in enumerate(means)]
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(0.1, 1.0)), max_size=9))
+@given(st.lists(st.floats(0.1, 1.0), max_size=9))
 def test_a_sparkline_stays_in_its_box(means):
     drawn = sparkline(points(*means))
-    if all(mean is None for mean in means):
+    if not means:
         assert drawn is None
         return
     for path in (drawn.band.rstrip("Z"), drawn.mean, drawn.tolerated):

@@ -24,7 +24,7 @@ async def test_every_audit_is_counted_once_in_each_span(database_url):
 
 async def assert_all_counted(database, span):
     async with database.reading() as session:
-        rows = await history.of_stream(session, HONEST, span=span, since=NOW - timedelta(days=1))
+        rows = await history.of_stream(session, HONEST, span=span, since=NOW - timedelta(days=1), effects=True)
         assert [row.at for row in rows] == sorted({row.at for row in rows})
         assert sum(row.audits for row in rows) == 8
         assert sum(row.tokens for row in rows) == sum(row.exact_matches for row in rows) == 8 * TOKENS

@@ -125,7 +125,7 @@ async def facts(session: AsyncSession, rules: Sequence[Rule], now: datetime) -> 
     windows = {rule.window for rule in rules if rule.window is not None}
     sums = {window: await history.sums(session, within=window, now=now) for window in windows}
     return Facts(
-        streams=[_stream(row, sums) for row in await streams.every(session)],
+        streams=[_stream(row, sums) for row in await streams.standing(session)],
         references=[
             ReferenceFact(
                 reference=row.reference, lag=now - row.oldest if row.oldest else timedelta(), retried=row.retried,
