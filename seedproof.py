@@ -16,6 +16,7 @@ from proxy.dashboard_commands import dashboard_group
 from proxy.errors import ConfigError, ProxyError
 from storage.commands import db, writer_command
 from storage.errors import StorageError
+from storage.privacy_commands import export_command
 from verifier.alert_commands import alerts_group
 from verifier.commands import alerts_option, named_directories, verify_command, worker_command
 from verifier.demo_commands import demo_command, model_group
@@ -95,6 +96,32 @@ print(json.dumps(unknown))
 """
 
 
+@cli.command("erase")
+@click.option("--config", "path", type=click.Path(dir_okay=False), required=True, help="The proxy's TOML file.")
+@click.option("--user", required=True, help="As the requests' `user` field named the person.")
+def erase_command(path: str, user: str) -> None:
+    """Delete all exchanges of one user and what their audits quote; what the journal still holds is not written."""
+    import asyncio
+    from datetime import datetime, timezone
+    from pathlib import Path
+
+    from proxy.config import load_config
+    from proxy.policy import user_hash
+    from storage.database import open_database
+    from storage.retention import erase
+
+    config = load_config(Path(path))
+    hashed = user_hash(user, config.seed_secret)
+    if hashed is None:
+        raise click.UsageError("--user is empty")
+
+    async def work() -> int:
+        async with open_database(config.store) as database:
+            return await erase(database, hashed, now=datetime.now(timezone.utc))
+
+    click.echo(f"{asyncio.run(work())} exchanges deleted")
+
+
 @cli.command("provider")
 @click.argument("model", type=click.Path(exists=True, file_okay=False))
 @click.option("--name", help="The model's name for clients; the directory's unless told.")
@@ -131,6 +158,7 @@ cli.add_command(demo_command)
 cli.add_command(key_command)
 cli.add_command(db)
 cli.add_command(writer_command)
+cli.add_command(export_command)
 cli.add_command(dashboard_group)
 cli.add_command(alerts_group)
 

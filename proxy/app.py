@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,6 +23,8 @@ from proxy.observation import Observer, Unobserved
 from proxy.recorder import Recorder
 from proxy.replies import json_reply
 from proxy.surface import Surface, not_found, own_faults
+from proxy.upstreams import Upstream
+from storage import retention
 from storage.database import Database, open_database
 from storage.journal import Journal
 from storage.writer import DatabaseTarget, Writer
@@ -60,6 +62,7 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
         # one context, since the order of teardown matters: connections, then the last rows, then the database
         async with open_database(config.store) as database:
             app[DATABASE] = database
+            await _keep_rules(database, config.upstreams)
             async with AsyncExitStack() as stack:
                 app[RECORDER] = recorder = await stack.enter_async_context(recording(config.journal, database))
                 await stack.enter_async_context(beating(recorder, database, metrics))
@@ -74,6 +77,13 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
     app.on_shutdown.append(_drain)
     _add_routes(app)
     return app
+
+
+async def _keep_rules(database: Database, upstreams: Sequence[Upstream]) -> None:
+    """Tell `seedproof db purge` how long these upstreams' rows are kept."""
+    rules = [upstream.retention for upstream in upstreams if upstream.retention is not None]
+    async with database.writing() as session:
+        await retention.set_rules(session, [upstream.name for upstream in upstreams], rules)
 
 
 def reload(app: web.Application, running: ProxyConfig, new: ProxyConfig) -> ProxyConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,15 @@ from yarl import URL
 from proxy.errors import ConfigError
 from proxy.toml_table import Secrets, Table
 from proxy.upstreams import DIALECTS, NAME, ForcedSampling, Mode, Model, Policy, Upstream
+from storage.retention_rule import Rule
 
 _POLICY = ("policy", "unverifiable", "bounds", "providers", "quantizations", "sampling")
 _UPSTREAM = (
-    "name", "base_url", "kind", "api_key_env", "api_key_file", "audit_rate", "prefix_only", "models", *_POLICY,
+    "name", "base_url", "kind", "api_key_env", "api_key_file", "audit_rate", "prefix_only", "models", "retention",
+    *_POLICY,
 )
 _MODEL = ("reference", "sampler", *_POLICY)
+_RETENTION = ("payload_days", "verdict_days", "redact_verified")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -44,8 +48,19 @@ def read_upstream(values: Mapping[str, Any], secrets: Secrets) -> Upstream:
     models = table.table("models")
     return Upstream(
         name=name, base_url=_base_url(table), kind=kind, audit_rate=rate, prefix_only=table.flag("prefix_only"),
-        api_key=_api_key(table, secrets), policy=policy,
+        api_key=_api_key(table, secrets), policy=policy, retention=_retention(table, name),
         models={model: _model(model, models[model], table.where, kind, sampling, policy) for model in models},
+    )
+
+
+def _retention(outer: Table, name: str) -> Rule | None:
+    if "retention" not in outer:
+        return None
+    table = Table(outer.table("retention"), f"{outer.where}, retention", _RETENTION)
+    days = {key: table.positive(key, None) for key in ("payload_days", "verdict_days")}
+    return Rule(
+        upstream=name, redact_verified=table.flag("redact_verified"),
+        **{key: None if value is None else math.ceil(value) for key, value in days.items()},
     )
 
 

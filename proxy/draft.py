@@ -59,6 +59,7 @@ class Draft:
     unaudited_reason: str | None
     reference: str | None
     sampler: str | None
+    user_hash: str | None
     started_at: float
     ready_at: float
     secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -88,6 +89,7 @@ class Draft:
             first_byte_seconds=None if self.first_byte_at is None else self.first_byte_at - self.started_at,
             total_seconds=now - self.started_at, audit=self.audit and reason is None, unaudited_reason=reason,
             reference=self.reference, sampler=self.sampler,
+            user_hash=self.user_hash,
         )
 
     def observation(self, exchange: NewExchange, now: float) -> Observation:

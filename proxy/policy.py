@@ -19,6 +19,7 @@ from proxy.upstreams import Mode, Model, Policy, Upstream
 
 _SEED_LABEL = b"seedproof seed\x00"
 _AUDIT_LABEL = b"seedproof audit\x00"
+_USER_LABEL = b"seedproof user\x00"
 
 NO_TOP_K = 2**31 - 1
 """A bound of top_k that no vocabulary reaches: off is allowed."""
@@ -129,6 +130,11 @@ def seed(exchange_id: str, secret: bytes) -> int:
     """A secret seed of 31 bits: every engine takes it, and choice i of vLLM (seed + i) stays a positive
     int64."""
     return int.from_bytes(_hash(_SEED_LABEL, exchange_id, secret)[:4], "big") >> 1
+
+
+def user_hash(user: object, secret: bytes) -> str | None:
+    """A keyed hash of a request's `user`: finds a person's exchanges without naming the person. None for no user."""
+    return _hash(_USER_LABEL, user, secret).hex() if isinstance(user, str) and user else None
 
 
 def selected(exchange_id: str, secret: bytes, rate: float) -> bool:

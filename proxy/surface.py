@@ -168,6 +168,7 @@ class Surface:
             model=wanted.model, streamed=wanted.stream, request=wanted.body, forced=decision.forced,
             overridden=decision.overridden, audit=decision.audit, unaudited_reason=decision.unaudited_reason,
             reference=model.reference if model else None, sampler=model.sampler if model else None,
+            user_hash=policy.user_hash(wanted.body.get("user"), self._secret),
             secrets=_secrets(request, upstream), started_at=asked.started_at, ready_at=ready_at,
         )
         _clear_request(draft, body)
@@ -196,6 +197,7 @@ class Surface:
             endpoint=f"/v1{tail}", model=name or "", streamed=value.get("stream") is True,
             request=value if len(body) <= MAX_KEPT_BYTES else {}, forced={}, overridden={},
             audit=False, unaudited_reason="passthrough", reference=None, sampler=None,
+            user_hash=policy.user_hash(value.get("user"), self._secret),
             secrets=_secrets(request, upstream), started_at=asked.started_at, ready_at=ready_at,
         )
         _clear_request(draft, body)

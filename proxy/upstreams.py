@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.errors import ConfigError, RequestError
+from storage.retention_rule import Rule
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -129,6 +130,8 @@ class Upstream:
     api_key: str | None = field(default=None, repr=False)
     prefix_only: bool = False
     policy: Policy = Policy()
+    retention: Rule | None = None
+    """How long its rows are kept; None for ever."""
 
     @property
     def dialect(self) -> Dialect:

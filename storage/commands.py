@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from storage.errors import StorageError
+from storage.privacy_commands import purge_command, reseal_command
 
 T = TypeVar("T")
 
@@ -38,6 +39,10 @@ def upgrade(url: str) -> None:
 def status(url: str) -> None:
     """Show the schema and the counts of rows at URL; changes nothing."""
     _run(_status(url))
+
+
+db.add_command(purge_command)
+db.add_command(reseal_command)
 
 
 @click.command("writer")

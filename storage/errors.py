@@ -15,6 +15,7 @@
     │   └── SchemaForeign     another program's tables stand where ours belong
     ├── CorruptScores         the bytes of a per-token array are not what `storage.scores` wrote
     ├── CorruptRecord         the bytes of a journal record are not what `storage.exchange_codec` wrote
+    ├── BrokenExport          an exported file is not as it was written
     ├── JournalFull           who runs the machine: the journal is at its cap, or its disk is full or broken
     ├── BadKeys               who configured it: the keys of payloads cannot be understood
     └── PayloadSealed         who configured it: a payload's key is not among those given
@@ -67,6 +68,10 @@ class CorruptScores(StorageError):
 
 class CorruptRecord(StorageError):
     """A record of the journal cannot be read."""
+
+
+class BrokenExport(StorageError):
+    """An exported file was changed, cut or is none of ours."""
 
 
 class JournalFull(StorageError):

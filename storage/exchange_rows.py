@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage import partitions
 from storage.columns import dump_json
 from storage.exchange_codec import ExchangeRow
+from storage.models import Erasure
 from storage.turns import turns
 
 _COLUMNS = ExchangeRow._fields
@@ -47,10 +48,20 @@ async def insert_rows(session: AsyncSession, rows: Sequence[ExchangeRow]) -> int
     """Insert the rows that are new, with the jobs of those to be audited; returns how many were new."""
     if not rows:
         return 0
-    unique = list({row.id: row for row in reversed(rows)}.values())[::-1]
+    unique = list({row.id: row for row in reversed(await _unerased(session, rows))}.values())[::-1]
     if session.get_bind().dialect.name == "postgresql":
         return await _insert_on_postgres(session, unique)
     return await _insert_on_sqlite(session, unique)
+
+
+async def _unerased(session: AsyncSession, rows: Sequence[ExchangeRow]) -> Sequence[ExchangeRow]:
+    """The rows without those of users who were erased after the request: a journal may hold some still."""
+    users = {row.user_hash for row in rows if row.user_hash is not None}
+    if not users:
+        return rows
+    found = await session.execute(select(Erasure.user_hash, Erasure.erased_at).where(Erasure.user_hash.in_(users)))
+    erased = {user: moment for user, moment in found}  # noqa: C416 (rows are no pairs to the type checker)
+    return [row for row in rows if row.user_hash not in erased or row.created_at > erased[row.user_hash]]
 
 
 async def _insert_on_sqlite(session: AsyncSession, rows: Sequence[ExchangeRow]) -> int:

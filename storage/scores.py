@@ -125,3 +125,13 @@ def _read_array(body: bytes, offset: int) -> "tuple[str, array[Any], int]":
     items: array[Any] = array(code.decode())
     items.frombytes(body[start:end])
     return name, _little_endian(items), end
+
+
+def without_ids(blob: bytes) -> bytes:
+    """The same scores without what the answer said: of the token ids only whether they were equal is left (0 or 1)."""
+    arrays = unpack_scores(blob)
+    if "token_ids" in arrays and "predicted_ids" in arrays:
+        pairs = zip(arrays["token_ids"], arrays["predicted_ids"], strict=True)
+        arrays["token_ids"] = array("B", [int(claimed != predicted) for claimed, predicted in pairs])
+        arrays["predicted_ids"] = array("B", bytes(len(arrays["token_ids"])))
+    return pack_scores(arrays)

@@ -91,7 +91,8 @@ def test_every_configuration_key_is_documented():
         "journal": getattr(config, "_JOURNAL", ()), "dashboard": dashboard_config.KEYS, "metrics": metrics_config.KEYS,
         "upstreams": config_upstreams._UPSTREAM,
         'upstreams.models."NAME"': set(config_upstreams._MODEL) - set(config_upstreams._POLICY),
-        "upstreams.sampling": config_upstreams._SAMPLING, "upstreams.bounds": tuple(config_upstreams.BOUNDS),
+        "upstreams.sampling": config_upstreams._SAMPLING, "upstreams.retention": config_upstreams._RETENTION,
+        "upstreams.bounds": tuple(config_upstreams.BOUNDS),
     }  # fmt: skip
     missing = {section: set(keys) - documented[section] for section, keys in known.items()}
     assert {section: keys for section, keys in missing.items() if keys} == {}
