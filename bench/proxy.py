@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -194,23 +195,25 @@ def _answers(url: str) -> bool:
 
 def save(result: dict[str, object], litellm: Path) -> None:
     """Keep the run with what it ran on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     freeze = [str(litellm / "bin/python"), "-m", "pip", "show", "litellm"]
     shown = subprocess.run(freeze, capture_output=True, text=True, check=False).stdout if "litellm" in result else ""
-    import aiohttp
-
-    document = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit.stdout.strip(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_cpu_model()}, load {os.getloadavg()[0]:.1f}",
-        "versions": {
-            "python": platform.python_version(), "aiohttp": aiohttp.__version__,
-            "litellm": next((line.split()[1] for line in shown.splitlines() if line.startswith("Version:")), None),
-        },
-        **result,
-    }
+    version = next((line.split()[1] for line in shown.splitlines() if line.startswith("Version:")), None)
+    document = {**described(), "litellm_version": version, **result}
     path = ROOT / "bench/results/proxy.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def described() -> dict[str, object]:
+    """Date, commit, hardware and versions of a run."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit.stdout.strip(),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_cpu_model()}, load {os.getloadavg()[0]:.1f}",
+        "versions": {
+            name: metadata.version(name) for name in ("aiohttp", "orjson", "SQLAlchemy")
+        } | {"python": platform.python_version()},
+    }
 
 
 def _cpu_model() -> str:
