@@ -17,7 +17,7 @@ def main() -> None:
             seen.open(overview).screenshot(path=IMAGES / "overview.png")
             page = seen.open(stream)
             drawn(page)
-            page.set_viewport_size({"width": 1200, "height": 1120})
+            page.set_viewport_size({"width": 1200, "height": 860})
             page.wait_for_timeout(300)
             page.screenshot(path=IMAGES / "stream.png")
             page = seen.open(exchange)

@@ -79,11 +79,17 @@ function series([, label, style]) {
   return { ...line, stroke: color("--series"), width: 2, points: { show: true, size: 5 } };
 }
 
+// UTC, as everywhere: the day where the axis spans days, else the time
+function moments(_, ticks) {
+  const step = ticks.length > 1 ? ticks[1] - ticks[0] : 60;
+  return ticks.map((tick) => (step >= 86400 ? stamp(tick).slice(5, 10) : stamp(tick).slice(11, step < 60 ? 19 : 16)));
+}
+
 function options(kind, width) {
   const axis = { stroke: color("--quiet"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line") }, font: "12px system-ui" };
   return {
     width, height: 210, tzDate: (ts) => uPlot.tzDate(new Date(ts * 1000), "Etc/UTC"),
-    scales: { x: { time: true, range: (_, min, max) => (max > min ? [min, max] : [min - 60, min + 60]) } }, axes: [axis, { ...axis, size: 62 }],
+    scales: { x: { time: true, range: (_, min, max) => (max > min ? [min, max] : [min - 60, min + 60]) } }, axes: [{ ...axis, values: moments, space: 80 }, { ...axis, size: 62 }],
     series: [{ label: "UTC", value: (_, v) => (v === null ? "–" : stamp(v)) }, ...kind.series.map(series)],
     bands: kind.band ? [{ series: kind.band, fill: color("--band") }] : [],
     cursor: { drag: { x: false, y: false } },
