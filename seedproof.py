@@ -18,7 +18,14 @@ from storage.commands import db, writer_command
 from storage.errors import StorageError
 from storage.privacy_commands import export_command
 from verifier.alert_commands import alerts_group
-from verifier.commands import alerts_option, named_directories, verify_command, worker_command
+from verifier.commands import (
+    alerts_option,
+    json_option,
+    named_directories,
+    verify_command,
+    worker_command,
+    write_json,
+)
 from verifier.demo_commands import demo_command, model_group
 from verifier.errors import InputError, VerifierError
 from verifier.evidence_commands import calibrate_command, evaluate_command, report_command
@@ -26,6 +33,7 @@ from verifier.identify_command import identify_command
 
 if TYPE_CHECKING:
     from proxy.config import ProxyConfig
+    from storage.models import Exchange
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,6 +153,51 @@ def provider_command(
     served = name or path.resolve().name
     engine = load_engine(path, sampler_id=sampler, name=served, cheats=chosen, device=device, dtype=dtype)
     demo_provider.serve(engine, host=host, port=port, announce=click.echo)
+
+
+@cli.command("doctor")
+@click.option("--config", "path", type=click.Path(dir_okay=False), required=True, help="The TOML file.")
+@click.option("--upstream", "name", required=True, help="Which of its upstreams.")
+@click.option("--model", help="As the provider names it; the upstream's first model unless told.")
+@click.option("--reference", help="The trusted model (a directory, or demo); the configured one where it lies here.")
+@click.option("--tokens", type=click.IntRange(min=16), default=64, show_default=True, help="Of each answer.")
+@json_option
+def doctor_command(
+    path: str, name: str, model: str | None, reference: str | None, tokens: int, json_path: str | None
+) -> None:
+    """Ask a provider a handful of questions: what it honours, what can be verified, and the TOML to write.
+
+    Ten requests go straight to the provider. With a reference its prompt is compared and its sampler named.
+    """
+    import asyncio
+    from pathlib import Path
+
+    from proxy import doctor
+    from proxy.config import load_config
+    from proxy.doctor_calls import ask_all
+    from proxy.doctor_report import Diagnosis
+
+    upstream = doctor.named(load_config(Path(path)).upstreams, name)
+    examined = doctor.examined_model(upstream, model, reference)
+    answers, exchanges = asyncio.run(ask_all(upstream, examined, max_tokens=tokens))
+    diagnosis = Diagnosis(upstream, examined, answers, _examination(exchanges, reference or examined.reference))
+    if json_path != "-":
+        click.echo(diagnosis.as_text(), nl=False)
+    write_json(json_path, diagnosis.to_dict())
+
+
+def _examination(exchanges: Sequence[Exchange], reference: str) -> dict[str, object] | None:
+    """What the reference says of the answers; None where there is none on this machine, or no torch for it."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    at_hand = reference == "demo" or (Path(reference) / "config.json").is_file()
+    if not exchanges or not at_hand or find_spec("torch") is None:
+        return None
+    from verifier.examination import examine
+    from verifier.models import load_model
+
+    return examine(exchanges, load_model(reference, directories={})).to_dict()
 
 
 cli.add_command(verify_command)

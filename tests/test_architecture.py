@@ -32,6 +32,8 @@ PURE_CORES = {
     "proxy/dashboard_rows",
     "proxy/dashboard_tokens",
     "proxy/demo_protocol",
+    "proxy/doctor",
+    "proxy/doctor_report",
     "proxy/draft",
     "proxy/excerpt",
     "proxy/headers",
