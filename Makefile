@@ -18,7 +18,7 @@ BROWSER := $(or $(SEEDPROOF_BROWSER),$(HOME)/.cache/seedproof/browser)
 AXE := 4.14.1
 AXE_SHA256 := 29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c
 # What a CUDA build of torch asks for; their own requirements (nvidia-*) go with them.
-CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13
 
 # LangChain, LiteLLM and the Node SDK: clients of tests/test_sdks.py, kept out of our own environment.
 SDKS := $(or $(SEEDPROOF_SDKS),$(HOME)/.cache/seedproof/sdks)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from verifier.errors import InputError
-from verifier.references import open_reference
+from verifier.references import check_backend, open_reference
 from verifier.replay import Claim, replay
 from verifier.samplers import SamplerContract, contract
 from verifier.sampling_params import SamplingParams
@@ -67,7 +67,8 @@ def verify_outputs(
         seeds: one seed per sequence.
         sampler: contract id, e.g. `vllm@0.26.0/v2`.
         device: where the model runs; by default the GPU where there is one.
-        backend: `transformers`, or `vllm` to score inside a vLLM engine on the GPU.
+        backend: `transformers`; `vllm` to score inside a vLLM engine on the GPU; or `vllm-logprobs`, which is slow
+            and asks nothing of vLLM's version.
         min_p, repetition_penalty, presence_penalty, frequency_penalty: as in the request.
 
     Raises:
@@ -78,9 +79,8 @@ def verify_outputs(
         raise InputError(f"{sampling_method} is not a sampling method: name the engine by `sampler` instead")
     if seeds is not None and len(seeds) != len(outputs):
         raise InputError(f"{len(seeds)} seeds for {len(outputs)} outputs: give one seed per output")
-    if backend not in {"transformers", "vllm"}:
-        raise InputError(f"backend {backend!r} is not known: use 'transformers' or 'vllm'")
-    if vllm_kwargs and backend != "vllm":
+    check_backend(backend)
+    if vllm_kwargs and not backend.startswith("vllm"):
         warnings.warn("vllm_kwargs are for the vLLM backend; this run uses transformers", stacklevel=2)
     if not any(sequence.output_token_ids for sequence in outputs):
         return [[] for _ in outputs]

@@ -7,6 +7,7 @@ VerifierError
 │   └── BadSequence          one sequence cannot be scored; names it
 ├── ReferenceModelError          the trusted model cannot be used
 │   ├── ReferenceUnreadable  the directory holds no loadable model
+│   ├── ReferenceLost        it was loaded, and its engine has died since
 │   └── ReferenceTooSmall    device memory or context length is not enough
 └── Unsupported              an honest provider's answer that we cannot replay; ends as a verdict, not a crash
 """
@@ -34,6 +35,10 @@ class ReferenceModelError(VerifierError):
 
 class ReferenceUnreadable(ReferenceModelError):
     """The reference's directory holds no model that can be loaded."""
+
+
+class ReferenceLost(ReferenceModelError):
+    """The engine that held the reference has died; loading it again may help."""
 
 
 class ReferenceTooSmall(ReferenceModelError):

@@ -2,6 +2,7 @@
 
 Batching, chunked prefill, prefix caching and parallelism stay vLLM's own business. A cached prefix can hide output
 tokens (the same answer twice): what comes back without scores is run once more without the cache.
+`VLLMLogprobsReference` needs nothing of vLLM but its public API: it reads every logit as a prompt logprob, slowly.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.errors import BadSequence, InputError, ReferenceTooSmall, ReferenceUnreadable
+from verifier.errors import BadSequence, InputError, ReferenceLost, ReferenceTooSmall, ReferenceUnreadable
 from verifier.kernels_rows import COLUMNS
 from verifier.reference import LogitRows
 from verifier.reference_scoring import token_scores
@@ -23,11 +24,12 @@ from verifier.scoring import TokenScores
 from verifier.sequences import TokenSequence
 
 EXTENSION = "verifier.reference_vllm_worker.ScoringExtension"
-_KNOWN = "0.26"
+KNOWN = "0.26 to 0.33"
+_LOGPROBS = 2**26  # prompt logprobs of one sequence: vLLM gives each as several Python objects
 
 
-class VLLMReference:
-    """A causal language model in a vLLM engine of this process, kept warm.
+class VLLMEngine:
+    """A vLLM engine with a causal language model, kept warm.
 
     Args:
         path: directory of the model, with tokenizer.
@@ -35,46 +37,40 @@ class VLLMReference:
         max_model_len: longest prompt + output; by default the model's own.
         gpu_memory_utilization: the share of the GPU's memory that vLLM may take.
         vllm_kwargs: further arguments of `vllm.LLM`: quantization, kv_cache_dtype, tensor_parallel_size, …
+        own: arguments that the reference itself needs.
 
     Raises:
         InputError: vLLM is not installed.
-        ReferenceUnreadable: vLLM cannot load the model, or its internals are not those we know.
-        ReferenceTooSmall: the model does not fit.
+        ReferenceUnreadable: vLLM cannot load the model, or it does not fit.
     """
 
     def __init__(
         self, path: str | Path, *, dtype: torch.dtype = torch.bfloat16, max_model_len: int | None = None,
-        gpu_memory_utilization: float = 0.7, vllm_kwargs: Mapping[str, Any] | None = None,
+        gpu_memory_utilization: float = 0.7, vllm_kwargs: Mapping[str, Any] | None = None, **own: Any,
     ) -> None:  # fmt: skip
         try:
             import vllm
         except ImportError as error:
             raise InputError("backend 'vllm' needs vLLM: pip install 'seedproof[vllm]'") from error
         self.path = Path(path)
+        self.version: str = vllm.__version__
         self._params = vllm.SamplingParams
         options = {
             "max_model_len": max_model_len, "gpu_memory_utilization": gpu_memory_utilization,
-            "dtype": str(dtype).removeprefix("torch."), "enforce_eager": True, **(vllm_kwargs or {}),
+            "dtype": str(dtype).removeprefix("torch."), "enforce_eager": True, **own, **(vllm_kwargs or {}),
         }  # fmt: skip
         try:
-            self.engine = vllm.LLM(model=str(path), worker_extension_cls=EXTENSION, **options)
+            self.engine = vllm.LLM(model=str(path), **options)
         except torch.OutOfMemoryError as error:
-            raise ReferenceTooSmall(f"{self.path.name} does not fit: raise gpu_memory_utilization") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ReferenceUnreadable(f"vLLM cannot serve {path}: {str(error).strip().splitlines()[0]}") from error
+            raise ReferenceUnreadable(f"{self.path.name} does not fit: raise gpu_memory_utilization") from error
+        except Exception as error:
+            # vLLM raises what it likes; its own log tells more than its last exception.
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ReferenceUnreadable(f"vLLM {self.version} cannot serve {path}: {first}") from error
         config = self.engine.llm_engine.model_config
         self.max_length: int = config.max_model_len
         self.width: int = config.get_vocab_size()
         self.end_token_ids = _end_token_ids(config)
-        self._start(vllm.__version__)
-
-    def _start(self, version: str) -> None:
-        for complaint in self.engine.collective_rpc("start_scoring", args=(list(self.end_token_ids), self.width)):
-            if complaint:
-                raise ReferenceUnreadable(
-                    f"vLLM {version} is not built as the {_KNOWN} we know ({complaint}): "
-                    f"install vllm=={_KNOWN}.*, or use the transformers backend"
-                )
 
     def check(self, number: int, sequence: TokenSequence, limit: int | None = None) -> None:
         """Raise BadSequence, naming the sequence, if it cannot be scored in a context of `limit` tokens."""
@@ -90,9 +86,42 @@ class VLLMReference:
                 "use the tokenizer that the provider's model has"
             )
 
+    def _prefill(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs of one step of each prompt. Raises ReferenceLost if the engine is gone."""
+        for each in params:
+            each.skip_clone = True  # vLLM would copy it, to be safe from changes that nobody makes
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        try:
+            return list(self.engine.generate(inputs, list(params), use_tqdm=False))
+        except Exception as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> Exception:
+        """ReferenceLost where vLLM's engine has died, else the error itself."""
+        if type(error).__name__ in {"EngineDeadError", "EngineCoreError"}:
+            return ReferenceLost(f"vLLM's engine for {self.path.name} has died; its own log says why")
+        return error
+
+
+class VLLMReference(VLLMEngine):
+    """Scores where the logits are, inside vLLM's worker; arguments and errors are those of VLLMEngine.
+
+    Raises:
+        ReferenceUnreadable: also where vLLM's internals are not those we know.
+    """
+
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        super().__init__(path, worker_extension_cls=EXTENSION, **options)
+        for complaint in self.engine.collective_rpc("start_scoring", args=(list(self.end_token_ids), self.width)):
+            if complaint:
+                raise ReferenceUnreadable(
+                    f"vLLM {self.version} is not built as the versions we know, {KNOWN} ({complaint}): install one of "
+                    "them, or take backend 'vllm-logprobs', which is slow, or 'transformers'"
+                )
+
     def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:  # noqa: ARG002
         """Not given: logits do not leave vLLM's worker. Raises InputError."""
-        raise InputError("backend 'vllm' scores known token ids only: read text back with backend 'transformers'")
+        raise InputError("backend 'vllm' gives scores, not logits: take backend 'transformers' for what needs them")
 
     def scores(
         self, claims: Sequence[Claim], on_tokens: Callable[[int], None] | None = None
@@ -102,10 +131,9 @@ class VLLMReference:
         columns = [np.full((len(output), len(COLUMNS)), np.nan, np.float32) for output in outputs]
         todo = [number for number, output in enumerate(outputs) if output]
         for cached in (True, False):
-            self._run(claims, todo, columns, read_cache=cached)
+            if todo:
+                self._run(claims, todo, columns, read_cache=cached)
             todo = [number for number in todo if np.isnan(columns[number][:, 0]).any()]
-            if not todo:
-                break
         if todo:
             raise ReferenceUnreadable(f"vLLM gave no scores for {len(todo)} sequences: use the transformers backend")
         if on_tokens:
@@ -115,10 +143,7 @@ class VLLMReference:
     def _run(
         self, claims: Sequence[Claim], numbers: Sequence[int], columns: list[np.ndarray[Any, Any]], *, read_cache: bool
     ) -> None:
-        prompts = [
-            {"prompt_token_ids": claims[n].sequence.prompt_token_ids + claims[n].sequence.output_token_ids[:-1]}
-            for n in numbers
-        ]
+        prompts = [claims[n].sequence.prompt_token_ids + claims[n].sequence.output_token_ids[:-1] for n in numbers]
         params = [
             self._params(
                 max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=not read_cache,
@@ -126,14 +151,43 @@ class VLLMReference:
             )
             for n in numbers
         ]  # fmt: skip
-        for each in params:
-            each.skip_clone = True  # vLLM would copy it, to be safe from changes that nobody makes
-        self.engine.generate(prompts, params, use_tqdm=False)
+        self._prefill(prompts, params)
         # Every tensor-parallel rank has the same scores, and earlier pipeline ranks have none.
         found: list[tuple[int, int, bytes]] = max(self.engine.collective_rpc("take_scores"), key=len)
         for number, first, data in found:
             part = np.frombuffer(data, np.float32).reshape(-1, len(COLUMNS))
             columns[number][first : first + len(part)] = part
+
+
+class VLLMLogprobsReference(VLLMEngine):
+    """Raw logits through vLLM's public API, for any version; one sequence at a time, and only short ones.
+
+    Arguments and errors are those of VLLMEngine.
+    """
+
+    def __init__(self, path: str | Path, **options: Any) -> None:
+        super().__init__(path, max_logprobs=-1, logprobs_mode="raw_logits", **options)
+
+    def check(self, number: int, sequence: TokenSequence, limit: int | None = None) -> None:
+        """As VLLMEngine.check; longer sequences than prompt logprobs allow are refused too."""
+        super().check(number, sequence, min(limit or self.max_length, _LOGPROBS // self.width))
+
+    def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:
+        """Logits of every output token of `sequences`, each of which has passed `check`."""
+        params = self._params(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=-1)
+        for number, sequence in enumerate(sequences):
+            if sequence.output_token_ids:
+                start = len(sequence.prompt_token_ids)
+                tokens = sequence.prompt_token_ids + sequence.output_token_ids
+                (output,) = self._prefill([tokens], [params])
+                yield LogitRows(number, 0, self._rows(output.prompt_logprobs[start:]))
+
+    def _rows(self, positions: Sequence[Mapping[int, Any]]) -> torch.Tensor:
+        """Logits [R, V] from one mapping of token ids to logprobs for each row."""
+        rows = torch.full((len(positions), self.width), -torch.inf)
+        for row, position in zip(rows, positions, strict=True):
+            row[torch.tensor(list(position))] = torch.tensor([entry.logprob for entry in position.values()])
+        return rows
 
 
 def _end_token_ids(config: Any) -> tuple[int, ...]:

@@ -10,24 +10,34 @@ import torch
 from verifier.errors import InputError
 from verifier.reference import TransformersReference
 
+BACKENDS = ("transformers", "vllm", "vllm-logprobs")
+
 
 def open_reference(
     path: str | Path, *, backend: str = "transformers", device: str = "cpu", dtype: torch.dtype = torch.float32,
     **engine: Any,
 ) -> Any:  # fmt: skip
-    """A reference (verifier.replay.Reference); `engine` holds VLLMReference's own arguments.
+    """A reference (verifier.replay.Reference).
 
-    Raises ReferenceModelError, and InputError where vLLM is not installed or no such device exists.
+    Args:
+        backend: one of BACKENDS.
+        engine: for vLLM, arguments of VLLMEngine; for transformers on a GPU, `compiled`. Those of others are ignored.
+
+    Raises:
+        InputError: vLLM is not installed, or no such backend or device exists.
+        ReferenceModelError: the model cannot be used there.
     """
-    if backend == "vllm":
-        from verifier.reference_vllm import VLLMReference
+    check_backend(backend)
+    if backend != "transformers":
+        from verifier.reference_vllm import VLLMLogprobsReference, VLLMReference
 
-        return VLLMReference(path, dtype=dtype, **engine)
+        engine.pop("compiled", None)
+        return (VLLMReference if backend == "vllm" else VLLMLogprobsReference)(path, dtype=dtype, **engine)
     where = torch_device(device)
     if where.type == "cuda":
         from verifier.reference_cuda import CudaReference
 
-        return CudaReference(path, device=device, dtype=dtype)
+        return CudaReference(path, device=device, dtype=dtype, compiled=bool(engine.get("compiled")))
     return TransformersReference(path, device=device, dtype=dtype)
 
 
@@ -46,3 +56,9 @@ def torch_device(name: str) -> torch.device:
     if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
         raise InputError(f"device {name!r} is not there: this machine has {torch.accelerator.device_count()}")
     return device
+
+
+def check_backend(name: str) -> None:
+    """Raise InputError unless `name` is one of BACKENDS."""
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r} is not known: use one of {', '.join(BACKENDS)}")
