@@ -31,6 +31,8 @@ def main(model: str, backend: str, files: list[str]) -> None:
             claims.append(claims[0])
             for number, claim in enumerate(claims):
                 reference.check(number, claim.sequence)
+            (rows,) = reference.logits([claims[1].sequence])
+            found[f"{file} logits"] = rows.logits[:2].tolist()
             found[file] = [
                 {"predicted": s.predicted_ids.tolist(), "margin": s.margin.tolist(), "logprob": s.logprob.tolist()}
                 for s in replay(reference, claims)

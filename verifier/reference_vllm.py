@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.errors import BadSequence, InputError, ReferenceLost, ReferenceTooSmall, ReferenceUnreadable
+from verifier.errors import BadSequence, InputError, ReferenceLost, ReferenceUnreadable
 from verifier.kernels_rows import COLUMNS
 from verifier.reference import LogitRows
 from verifier.reference_scoring import token_scores
-from verifier.reference_vllm_worker import KEY, packed_claim
+from verifier.reference_vllm_worker import KEY, packed_claim, unpacked_logits
 from verifier.replay import Claim
+from verifier.samplers.greedy import GREEDY
+from verifier.sampling_params import SamplingParams
 from verifier.scoring import TokenScores
 from verifier.sequences import TokenSequence
 
@@ -119,9 +121,19 @@ class VLLMReference(VLLMEngine):
                     "them, or take backend 'vllm-logprobs', which is slow, or 'transformers'"
                 )
 
-    def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:  # noqa: ARG002
-        """Not given: logits do not leave vLLM's worker. Raises InputError."""
-        raise InputError("backend 'vllm' gives scores, not logits: take backend 'transformers' for what needs them")
+    def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:
+        """Logits of every output token of `sequences`, each of which has passed `check`.
+
+        They leave the GPU for this: what only needs scores should ask for `scores`.
+        """
+        for number, sequence in enumerate(sequences):
+            if not sequence.output_token_ids:
+                continue
+            claim = Claim(sequence, 0, SamplingParams(temperature=0.0), GREEDY)
+            self._run([claim], [0], read_cache=False, raw=True)
+            found = max(self.engine.collective_rpc("take_logits"), key=len)
+            for _number, first, dtype, data in sorted(found):
+                yield LogitRows(number, first, unpacked_logits(dtype, data, self.width))
 
     def scores(
         self, claims: Sequence[Claim], on_tokens: Callable[[int], None] | None = None
@@ -132,7 +144,8 @@ class VLLMReference(VLLMEngine):
         todo = [number for number, output in enumerate(outputs) if output]
         for cached in (True, False):
             if todo:
-                self._run(claims, todo, columns, read_cache=cached)
+                self._run(claims, todo, read_cache=cached)
+                self._take(columns)
             todo = [number for number in todo if np.isnan(columns[number][:, 0]).any()]
         if todo:
             raise ReferenceUnreadable(f"vLLM gave no scores for {len(todo)} sequences: use the transformers backend")
@@ -141,17 +154,20 @@ class VLLMReference(VLLMEngine):
         return [token_scores(part, output) for part, output in zip(columns, outputs, strict=True)]
 
     def _run(
-        self, claims: Sequence[Claim], numbers: Sequence[int], columns: list[np.ndarray[Any, Any]], *, read_cache: bool
+        self, claims: Sequence[Claim], numbers: Sequence[int], *, read_cache: bool, raw: bool = False
     ) -> None:
         prompts = [claims[n].sequence.prompt_token_ids + claims[n].sequence.output_token_ids[:-1] for n in numbers]
         params = [
             self._params(
                 max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=not read_cache,
-                extra_args={KEY: packed_claim(n, claims[n])},
+                extra_args={KEY: packed_claim(n, claims[n], raw=raw)},
             )
             for n in numbers
         ]  # fmt: skip
         self._prefill(prompts, params)
+
+    def _take(self, columns: list[np.ndarray[Any, Any]]) -> None:
+        """Put all scores that the worker has into their places."""
         # Every tensor-parallel rank has the same scores, and earlier pipeline ranks have none.
         found: list[tuple[int, int, bytes]] = max(self.engine.collective_rpc("take_scores"), key=len)
         for number, first, data in found:

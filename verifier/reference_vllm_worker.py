@@ -12,7 +12,7 @@ more than its scores. vLLM's internals are nobody's promise: what does not look 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +38,10 @@ Span = tuple[str, int, int, int]
 """A request's id, its first row in the step's hidden states, the prompt position of that row, and its rows."""
 
 
-def packed_claim(number: int, claim: Claim) -> bytes:
-    """What a worker needs to know of a claim, as JSON."""
+def packed_claim(number: int, claim: Claim, *, raw: bool = False) -> bytes:
+    """What a worker needs to know of a claim, as JSON; `raw` asks for logits instead of scores."""
     return orjson.dumps({
-        "number": number, "prompt": claim.sequence.prompt_token_ids, "output": claim.sequence.output_token_ids,
+        "number": number, "raw": raw, "prompt": claim.sequence.prompt_token_ids, "output": claim.sequence.output_token_ids,
         "seed": (claim.seed + 2**63) % 2**64 - 2**63, "contract": claim.contract.id, "params": _plain(claim.params),
     })  # fmt: skip
 
@@ -54,14 +54,15 @@ def _plain(params: SamplingParams) -> dict[str, Any]:
     return changed
 
 
-def unpacked_claim(packed: bytes) -> tuple[int, Claim]:
-    """The number and claim that `packed_claim` packed."""
+def unpacked_claim(packed: bytes) -> tuple[int, Claim, bool]:
+    """The number, claim and `raw` that `packed_claim` packed."""
     values = orjson.loads(packed)
     params = {name: [tuple(w) for w in value] if name == "bad_words_token_ids" else value
               for name, value in values["params"].items()}  # fmt: skip
     sequence = TokenSequence(values["prompt"], values["output"])
     rules = contract(values["contract"])
-    return values["number"], Claim(sequence, values["seed"], SamplingParams.from_fields(params), rules)
+    claim = Claim(sequence, values["seed"], SamplingParams.from_fields(params), rules)
+    return values["number"], claim, values["raw"]
 
 
 @dataclass
@@ -70,46 +71,56 @@ class StepScorer:
 
     end_token_ids: Sequence[int]
     width: int
-    claims: dict[str, tuple[int, Claim]] = field(default_factory=dict)
+    claims: dict[str, tuple[int, Claim, bool]] = field(default_factory=dict)
     results: list[tuple[list[Piece], torch.Tensor]] = field(default_factory=list)
+    logits: list[tuple[Piece, torch.Tensor]] = field(default_factory=list)
     undrawn: dict[int, int] = field(default_factory=dict)
 
     def admit(self, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
         """Remember a request's claim, if it has one."""
         if extra_args and KEY in extra_args:
-            number, claim = unpacked_claim(extra_args[KEY])
-            self.claims[request_id] = (number, claim)
-            self.undrawn.pop(number, None)
+            self.claims[request_id] = unpacked_claim(extra_args[KEY])
+            self.undrawn.pop(self.claims[request_id][0], None)
 
     def forget(self, request_id: str) -> None:
         """A request has left the worker."""
         self.claims.pop(request_id, None)
 
     def step(self, logits_of: Logits, hidden: torch.Tensor, spans: Iterable[Span]) -> None:
-        """Score what of this step's rows [R, H] precedes a claimed token."""
-        pieces, rows = [], []
+        """Score what of this step's rows [R, H] precedes a claimed token, or keep its logits."""
+        pieces: dict[bool, list[Piece]] = {False: [], True: []}
+        rows: dict[bool, list[np.ndarray[Any, Any]]] = {False: [], True: []}
         for request_id, start, position, count in spans:
             if request_id not in self.claims:
                 continue
-            number, claim = self.claims[request_id]
+            number, claim, raw = self.claims[request_id]
             before = len(claim.sequence.prompt_token_ids) - 1
             low = max(position, before)
             high = min(position + count, before + len(claim.sequence.output_token_ids))
             if low < high:
-                pieces.append(Piece(number, claim, low - before, high - low))
-                rows.append(np.arange(start + low - position, start + high - position))
-        if pieces:
-            self._score(logits_of, hidden, pieces, np.concatenate(rows))
+                pieces[raw].append(Piece(number, claim, low - before, high - low))
+                rows[raw].append(np.arange(start + low - position, start + high - position))
+        for raw, keep in ((False, self._score), (True, self._keep)):
+            if pieces[raw]:
+                for parts, logits in self._chunks(logits_of, hidden, pieces[raw], np.concatenate(rows[raw])):
+                    keep(parts, logits)
 
-    def _score(self, logits_of: Logits, hidden: torch.Tensor, pieces: list[Piece], rows: np.ndarray[Any, Any]) -> None:
+    def _chunks(
+        self, logits_of: Logits, hidden: torch.Tensor, pieces: list[Piece], rows: np.ndarray[Any, Any]
+    ) -> Iterator[tuple[list[Piece], torch.Tensor]]:
         index = sent(rows, hidden.device)
         step = chunk_rows(CHUNK_BYTES, self.width, hidden.element_size())
         for first in range(0, len(rows), step):
             logits = logits_of(hidden[index[first : first + step]])
             if logits is not None:  # None: another tensor-parallel rank has them
-                parts = cut(pieces, first, min(first + step, len(rows)))
-                scores = score_pieces(logits.contiguous(), parts, self.end_token_ids, self.undrawn)
-                self.results.append((parts, scores))
+                yield cut(pieces, first, min(first + step, len(rows))), logits.contiguous()
+
+    def _score(self, pieces: list[Piece], logits: torch.Tensor) -> None:
+        self.results.append((pieces, score_pieces(logits, pieces, self.end_token_ids, self.undrawn)))
+
+    def _keep(self, pieces: list[Piece], logits: torch.Tensor) -> None:
+        parts = torch.split(logits.cpu(), [piece.count for piece in pieces])
+        self.logits.extend(zip(pieces, parts, strict=True))
 
     def take(self) -> list[tuple[int, int, bytes]]:
         """Claim number, first output token and float32 columns of all results since the last call."""
@@ -121,6 +132,16 @@ class StepScorer:
         self.results.clear()
         parts = np.split(columns, ends[:-1])
         return [(p.number, p.first, part.tobytes()) for p, part in zip(pieces, parts, strict=True)]
+
+
+def packed_logits(logits: torch.Tensor) -> tuple[str, bytes]:
+    """Name of the dtype, and the bytes."""
+    return str(logits.dtype).removeprefix("torch."), logits.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def unpacked_logits(dtype: str, data: bytes, width: int) -> torch.Tensor:
+    """What `packed_logits` packed, as float32 [R, width]."""
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(-1, width).float()
 
 
 def cut(pieces: Sequence[Piece], first: int, last: int) -> list[Piece]:
@@ -185,6 +206,11 @@ class ScoringExtension:
     def take_scores(self) -> list[tuple[int, int, bytes]]:
         """Results since the last call (StepScorer.take)."""
         return self._seedproof_scorer.take()
+
+    def take_logits(self) -> list[tuple[int, int, str, bytes]]:
+        """Claim number, first output token, dtype and logits of all that were asked for raw since the last call."""
+        kept, self._seedproof_scorer.logits = self._seedproof_scorer.logits, []
+        return [(piece.number, piece.first, *packed_logits(logits)) for piece, logits in kept]
 
 
 def _hook_v2(runner: Any, scorer: StepScorer) -> str:
