@@ -1,5 +1,6 @@
 """Real inference engines as upstreams: servers out of the engines' own environment, which `make engines` builds."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,28 @@ def vllm_cpu(model: Path, log: Path, *, name: str) -> Iterator[str]:
         yield address
 
 
+def vllm_scores(model: Path, backend: str, files: Sequence[str], log: Path) -> dict[str, Any]:
+    """What vllm_scores.py prints, run by the engines' Python; skips the test where there are no engines."""
+    command = [str(engines_python()), str(HERE / "vllm_scores.py"), str(model), backend, *files]
+    with log.open("wb") as errors:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, check=False,
+            env={**os.environ, **VLLM_ENVIRONMENT, "VLLM_LOGGING_LEVEL": "WARNING"}, timeout=2 * START_SECONDS,
+        )  # fmt: skip
+    assert done.returncode == 0, log.read_text()[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert "error" not in found, found
+    return found
+
+
+def engines_python() -> Path:
+    """The Python of the engines' environment; skips the test where there is none."""
+    python = DIRECTORY / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no inference engines here: build them with `make engines`")
+    return python
+
+
 @contextmanager
 def llama_cpp(gguf: Path, log: Path) -> Iterator[str]:
     """llama.cpp's server; yields its address for the SDK. It answers to any model's name."""
@@ -48,9 +72,7 @@ def serving(
     command: Sequence[object], port: int, log: Path, environment: Mapping[str, str]
 ) -> Iterator[str]:
     """Run the engines' Python with `command` until the block ends; skips the test where there are no engines."""
-    python = DIRECTORY / "bin" / "python"
-    if not python.exists():
-        pytest.skip("no inference engines here: build them with `make engines`")
+    python = engines_python()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*dies_with_us(), str(python), *map(str, command)],

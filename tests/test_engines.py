@@ -5,16 +5,23 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-from engines import llama_cpp, vllm_cpu
+from engines import llama_cpp, vllm_cpu, vllm_scores
 from gguf_files import export_float32
 from openai import AsyncOpenAI
+from recorded import golden
 from test_end_to_end import rows, work_off
 
 from proxy.app import DATABASE, RECORDER, make_app, serving
 from proxy.config import parse_config
 from storage.models import Audit, Exchange
 from verifier.demo_model import fetch_gguf
+from verifier.recordings import read_recordings
+from verifier.reference import TransformersReference
+from verifier.replay import replay
+from verifier.samplers import contract
+from verifier.verify import claims_of
 
 pytestmark = pytest.mark.engine
 
@@ -131,6 +138,26 @@ async def test_llama_cpps_quantized_file_is_not_the_reference(tmp_path, demo_dir
         rate = await served_rate(tmp_path, base_url, demo_directory, **served)
     tell(capsys, "llama.cpp, Q4_1 GGUF", rate)
     assert rate < ENOUGH - 0.05
+
+
+@pytest.mark.parametrize("backend", ["vllm", "vllm-logprobs"])
+def test_vllm_is_a_reference_too(tmp_path, demo_directory, backend):
+    """Scores made inside vLLM's worker (its V1 runner, in chunks of 128 tokens) and from its prompt logprobs."""
+    file, sampler = golden("v2_plain"), "vllm@0.26.0/v2"
+    found = vllm_scores(demo_directory, backend, [f"{file}@{sampler}"], tmp_path / "log")
+    claims = claims_of(read_recordings(file, limit=2), contract(sampler), "v2_plain")
+    reference = TransformersReference(demo_directory)
+    wanted = replay(reference, [*claims, claims[0]])
+    scores = found[f"{file}@{sampler}"]
+    assert len(scores) == len(wanted)
+    for one, other in zip(scores, wanted, strict=True):
+        np.testing.assert_allclose(one["logprob"], other.logprob, atol=2e-3)
+        same = np.asarray(one["predicted"]) == other.predicted_ids
+        # Two engines' float32 sums differ in the last bits, which decides near-ties.
+        assert same.mean() >= ENOUGH
+        np.testing.assert_allclose(np.asarray(one["margin"])[same], other.margin[same], atol=5e-3)
+    (rows,) = reference.logits([claims[1].sequence])
+    np.testing.assert_allclose(found[f"{file}@{sampler} logits"], rows.logits[:2], atol=5e-3)
 
 
 def tell(capsys: pytest.CaptureFixture[str], what: str, rate: float) -> None:

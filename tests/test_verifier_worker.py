@@ -12,6 +12,7 @@ from storage import exchanges
 from storage.database import open_database
 from storage.models import Audit, Job, JobState
 from verifier.auditor import Auditor
+from verifier.errors import ReferenceLost, ReferenceUnreadable
 from verifier.executor import InlineExecutor
 from verifier.models import load_model
 from verifier.worker import MAX_ATTEMPTS, Worker
@@ -89,3 +90,73 @@ async def test_an_unknown_contract_is_unsupported_and_says_how_to_write_it(datab
     (audit,) = await everything(database, Audit)
     assert audit.reason == "sampling_not_replayable"
     assert "did you mean 'vllm'" in audit.notes["detail"]
+
+
+async def test_jobs_outlast_a_reference_that_cannot_be_loaded(database, tiny_directory):
+    """The fault is the worker's own, so no number of attempts uses a job up."""
+    failures = [ReferenceUnreadable("the disk is gone")] * (MAX_ATTEMPTS + 2)
+
+    def load(name):
+        if failures:
+            raise failures.pop()
+        return load_model(name, directories={})
+
+    async with database.writing() as session:
+        await exchanges.record(session, [recorded(1, tiny_directory)])
+    worker = Worker(database, InlineExecutor(Auditor(load)), name="test")
+    for _ in range(MAX_ATTEMPTS + 2):
+        assert await worker.step() == 1
+        (job,) = await everything(database, Job)
+        assert (job.state, job.reason) == (JobState.TODO, "ReferenceUnreadable: the disk is gone")
+        async with database.writing() as session:
+            await session.execute(update(Job).values(run_at=NOON - timedelta(days=1)))
+    assert await worker.step() == 1
+    (job,) = await everything(database, Job)
+    assert job.state == JobState.DONE
+
+
+async def test_a_reference_whose_engine_died_is_loaded_again(database, tiny_directory):
+    loaded = []
+
+    def load(name):
+        model = load_model(name, directories={})
+        loaded.append(model)
+        if len(loaded) == 1:
+            model.reference.logits = dead
+        return model
+
+    def dead(sequences):
+        raise ReferenceLost("vLLM's engine has died")
+
+    async with database.writing() as session:
+        await exchanges.record(session, [recorded(number, tiny_directory) for number in (1, 2)])
+    worker = Worker(database, InlineExecutor(Auditor(load)), name="test")
+    await worker.step()
+    jobs = await everything(database, Job)
+    assert [(job.state, job.reason) for job in jobs] == [(JobState.TODO, "ReferenceLost: vLLM's engine has died")] * 2
+    async with database.writing() as session:
+        await session.execute(update(Job).values(run_at=NOON - timedelta(days=1)))
+    await worker.step()
+    assert [job.state for job in await everything(database, Job)] == [JobState.DONE] * 2
+    assert len(loaded) == 2
+
+
+async def test_lanes_share_the_work_and_do_none_of_it_twice(database, tiny_directory):
+    async with database.writing() as session:
+        await exchanges.record(session, [recorded(number, tiny_directory) for number in range(1, 10)])
+    executor = InlineExecutor(Auditor(partial(load_model, directories={})))
+    await Worker(database, executor, name="test", batch=2, lanes=3).run(until_empty=True)
+    jobs = await everything(database, Job)
+    assert [(job.state, job.attempts) for job in jobs] == [(JobState.DONE, 1)] * 9
+    assert len(await everything(database, Audit)) == 9
+
+
+async def test_an_error_of_one_lane_ends_the_worker(database, tiny_directory):
+    class Broken:
+        async def audit(self, reference, batch, *, now):
+            raise OSError("no threads left")
+
+    async with database.writing() as session:
+        await exchanges.record(session, [recorded(1, tiny_directory)])
+    with pytest.raises(OSError, match="no threads left"):
+        await Worker(database, Broken(), name="test", lanes=2).run()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from verifier.errors import InputError
-from verifier.references import check_backend, open_reference
+from verifier.references import check_place, open_reference
 from verifier.replay import Claim, replay
 from verifier.samplers import SamplerContract, contract
 from verifier.sampling_params import SamplingParams
@@ -79,7 +79,8 @@ def verify_outputs(
         raise InputError(f"{sampling_method} is not a sampling method: name the engine by `sampler` instead")
     if seeds is not None and len(seeds) != len(outputs):
         raise InputError(f"{len(seeds)} seeds for {len(outputs)} outputs: give one seed per output")
-    check_backend(backend)
+    place = device or _best_device()
+    check_place(backend, place)
     if vllm_kwargs and not backend.startswith("vllm"):
         warnings.warn("vllm_kwargs are for the vLLM backend; this run uses transformers", stacklevel=2)
     if not any(sequence.output_token_ids for sequence in outputs):
@@ -91,7 +92,7 @@ def verify_outputs(
     rules = contract(sampler)
     engine = {"vllm_kwargs": vllm_kwargs, "gpu_memory_utilization": gpu_memory_utilization}
     reference = open_reference(
-        model_name, backend=backend, device=device or _best_device(), dtype=dtype, max_model_len=max_model_len, **engine
+        model_name, backend=backend, device=place, dtype=dtype, max_model_len=max_model_len, **engine
     )
     claims = _claims(outputs, [seed] * len(outputs) if seeds is None else seeds, params, rules)
     limit = min(max_model_len or reference.max_length, reference.max_length)

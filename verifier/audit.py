@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,15 @@ from verifier.verify import MARGIN_CLIP
 
 @dataclass(frozen=True)
 class TrustedModel:
-    """A reference with its tokenizer; `name` is what jobs and audits call it."""
+    """A reference with its tokenizer; `name` is what jobs and audits call it.
+
+    One thread at a time has its `turn` on the reference; others may tokenize meanwhile.
+    """
 
     name: str
     tokenizer: ChatTokenizer
     reference: Reference
+    turn: RLock = field(default_factory=RLock, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def audit_exchanges(
         )
     ]
     claims = [claim for question in questions for claim in (question.claim, question.told) if claim]
-    answers = iter(_answers(claims, model))
+    with model.turn:
+        answers = iter(_answers(claims, model))
     audits: dict[str, list[NewAudit]] = {exchange.id: [] for exchange in exchanges}
     for question in questions:
         answer = next(answers) if question.claim else question.refusal

@@ -6,11 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from threading import Lock
 
 from storage.audits import NewAudit
 from storage.models import Exchange
 from verifier.audit import TrustedModel, audit_exchanges
-from verifier.errors import VerifierError
+from verifier.errors import ReferenceLost, VerifierError
 from verifier.samplers import contract
 from verifier.stream_identity import accuses_nobody, annotated, identity, is_suspicious
 
@@ -27,7 +28,9 @@ Stream = tuple[str, str, str | None]
 
 
 class Auditor:
-    """Audits batches, each on one reference that stays loaded from then on.
+    """Audits batches, each on one reference that stays loaded from then on, until its engine dies.
+
+    Batches may be audited by several threads; they take turns on a reference.
 
     Args:
         load: gives the trusted model of a reference's name; called once per name.
@@ -36,6 +39,7 @@ class Auditor:
     def __init__(self, load: Callable[[str], TrustedModel]) -> None:
         self._load = load
         self._models: dict[str, TrustedModel] = {}
+        self._loading = Lock()
         self._samplers: dict[Stream, str] = {}
         self._looks = Counter[Stream]()
 
@@ -64,7 +68,9 @@ class Auditor:
             return {}
         self._looks[stream] += 1
         asked = suspects or exchanges
-        found = identity(asked, self._model(reference))
+        model = self._model(reference)
+        with model.turn:
+            found = identity(asked, model)
         if found is None or not (suspects or found["reason"] is None):
             return {}
         if not suspects:
@@ -88,6 +94,8 @@ class Auditor:
         try:
             return dict(audit_exchanges(batch, self._model(reference), now=now, samplers=samplers))
         except Exception as error:
+            if isinstance(error, ReferenceLost):
+                self._models.pop(reference, None)
             if len(batch) == 1:
                 logger.warning("audit of %s failed: %s", batch[0].id, error)
                 return {batch[0].id: error}
@@ -99,9 +107,10 @@ class Auditor:
         return results
 
     def _model(self, reference: str) -> TrustedModel:
-        if reference not in self._models:
-            self._models[reference] = self._load(reference)
-        return self._models[reference]
+        with self._loading:
+            if reference not in self._models:
+                self._models[reference] = self._load(reference)
+            return self._models[reference]
 
 
 def stream_of(exchange: Exchange) -> Stream:

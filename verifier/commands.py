@@ -91,31 +91,49 @@ def verify_command(
 @click.command("worker")
 @click.option("--store", envvar="SEEDPROOF_STORE", required=True, help="Database URL; or set SEEDPROOF_STORE.")
 @click.option("--reference", "references", multiple=True, metavar="NAME=DIR", help="Where a reference lies.")
-@dtype_option
+@click.option("--gpu", type=click.IntRange(min=0), help="Work on this GPU alone, by its number; one worker for each.")
+@click.option("--backend", default="transformers", show_default=True, help="transformers, vllm or vllm-logprobs.")
+@click.option("--dtype", help="Of the reference's weights.  [default: bfloat16 with --gpu, else float32]")
 @device_option
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Jobs per claim.")
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt and answer, for vLLM.")
+@click.option("--vllm", "vllm_kwargs", default="{}", metavar="JSON", help="Further arguments of vllm.LLM.")
+@click.option("--batch", type=click.IntRange(min=1), help="Jobs per claim, at most.  [default: 64 with --gpu, else 8]")
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=65_536, show_default=True, help="Per claim, about.")
 @click.option("--until-empty", is_flag=True, help="Exit when no job is left.")
 @alerts_option
 def worker_command(
-    store: str, references: Sequence[str], dtype: str, device: str, batch: int, until_empty: bool, rules: Path | None
-) -> None:
+    store: str, references: Sequence[str], gpu: int | None, backend: str, dtype: str | None, device: str,
+    max_model_len: int | None, vllm_kwargs: str, batch: int | None, batch_tokens: int, until_empty: bool,
+    rules: Path | None,
+) -> None:  # fmt: skip
     """Audit recorded exchanges from the queue until stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     directories = named_directories(references)
-    asyncio.run(
-        until_signalled(
-            run_worker(
-                store, directories, dtype=dtype, device=device, batch=batch, until_empty=until_empty, rules=rules
-            )
-        )
-    )
+    engine: dict[str, Any] = {}
+    if backend.startswith("vllm"):
+        engine = {"max_model_len": max_model_len, "vllm_kwargs": _json_object(vllm_kwargs, "--vllm")}
+    if gpu is not None:
+        # Before anything asks CUDA which GPUs there are.
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        device = "cuda"
+        engine = engine or {"compiled": True}
+    work = run_worker(
+        store, directories, dtype=dtype or ("float32" if gpu is None else "bfloat16"), device=device, backend=backend,
+        batch=batch or (8 if gpu is None else 64), batch_tokens=batch_tokens, until_empty=until_empty, rules=rules,
+        **engine,
+    )  # fmt: skip
+    asyncio.run(until_signalled(work))
 
 
 async def run_worker(
-    store: str, directories: dict[str, str], *, dtype: str = "float32", device: str = "cpu", batch: int = 8,
-    until_empty: bool = False, rules: Path | None = None,
+    store: str, directories: dict[str, str], *, dtype: str = "float32", device: str = "cpu",
+    backend: str = "transformers", batch: int = 8, batch_tokens: int = 65_536, until_empty: bool = False,
+    rules: Path | None = None, **engine: Any,
 ) -> None:  # fmt: skip
-    """Open the database and work until cancelled (or the queue is empty); with `rules` watch for alerts meanwhile."""
+    """Open the database and work until cancelled (or the queue is empty); with `rules` watch for alerts meanwhile.
+
+    `engine` is for `open_reference`.
+    """
     from functools import partial
 
     from storage.database import open_database
@@ -124,14 +142,43 @@ async def run_worker(
     from verifier.auditor import Auditor
     from verifier.executor import InlineExecutor
     from verifier.models import load_model, torch_dtype
+    from verifier.references import check_place, memory
     from verifier.worker import Worker
 
-    load = partial(load_model, directories=directories, device=device, dtype=torch_dtype(dtype))
+    check_place(backend, device)
+    load = partial(
+        load_model, directories=directories, device=device, dtype=torch_dtype(dtype), backend=backend, **engine
+    )
     watch = None if rules is None else load_alerts(rules)
+    on_gpu = device.startswith("cuda")
     async with open_database(store) as database, watching(database, watch):
         name = f"{socket.gethostname()}:{os.getpid()}"
         logging.getLogger("seedproof.worker").info("worker %s is ready", name)
-        await Worker(database, InlineExecutor(Auditor(load)), name=name, batch=batch).run(until_empty=until_empty)
+        worker = Worker(
+            database, InlineExecutor(Auditor(load)), name=name, batch=batch, batch_tokens=batch_tokens,
+            lanes=2 if on_gpu else 1, memory=partial(memory, device),
+        )  # fmt: skip
+        await worker.run(until_empty=until_empty)
+
+
+def visible_gpu(number: int, visible: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for GPU `number` of those that it shows now."""
+    if visible is None:
+        return str(number)
+    shown = [name.strip() for name in visible.split(",") if name.strip()]
+    if number >= len(shown):
+        raise click.BadParameter(f"CUDA_VISIBLE_DEVICES={visible} shows {len(shown)} GPUs", param_hint="--gpu")
+    return shown[number]
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise click.BadParameter(f"{text!r} is not JSON ({error})", param_hint=option) from error
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"{text!r} is not a JSON object", param_hint=option)
+    return value
 
 
 def named_directories(pairs: Sequence[str]) -> dict[str, str]:

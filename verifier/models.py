@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,9 +35,10 @@ def model_directory(name: str, directories: Mapping[str, str]) -> Path:
 
 
 def load_model(
-    name: str, *, directories: Mapping[str, str], device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> TrustedModel:
-    """Load a reference with its tokenizer; raises ReferenceUnreadable."""
+    name: str, *, directories: Mapping[str, str], device: str = "cpu", dtype: torch.dtype = torch.float32,
+    backend: str = "transformers", **engine: Any,
+) -> TrustedModel:  # fmt: skip
+    """Load a reference with its tokenizer; arguments and errors are those of `open_reference`."""
     path = model_directory(name, directories)
-    reference = open_reference(path, device=device, dtype=dtype)
+    reference = open_reference(path, backend=backend, device=device, dtype=dtype, **engine)
     return TrustedModel(name, ChatTokenizer(path), reference)

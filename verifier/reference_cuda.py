@@ -37,14 +37,16 @@ class CudaReference(TransformersReference):
         self, path: str | Path, *, device: str = "cuda", batch_tokens: int = BATCH_TOKENS,
         chunk_bytes: int = CHUNK_BYTES, dtype: torch.dtype = torch.bfloat16, model: Any = None, compiled: bool = False,
     ) -> None:  # fmt: skip
-        if not torch.cuda.is_available():
-            raise ReferenceUnreadable(
-                f"device {device!r} needs a GPU that torch {torch.__version__} can use, and it finds none: "
-                "check the driver and that torch is a CUDA build, or take device='cpu'"
+        try:
+            super().__init__(
+                path, device=device, batch_tokens=batch_tokens, chunk_bytes=chunk_bytes, dtype=dtype, model=model
             )
-        super().__init__(
-            path, device=device, batch_tokens=batch_tokens, chunk_bytes=chunk_bytes, dtype=dtype, model=model
-        )
+        except torch.OutOfMemoryError as error:
+            raise ReferenceUnreadable(f"{Path(path).name} does not fit on {device}: use a larger GPU") from error
+        except RuntimeError as error:
+            # No kernel image for this GPU, a driver that is too old, a GPU that fell off the bus.
+            first = str(error).strip().splitlines()[0]
+            raise ReferenceUnreadable(f"{Path(path).name} does not run on {device}: {first}") from error
         self._compiled = compiled
         if compiled:
             for layer in getattr(self._trunk, "layers", [self._trunk]):

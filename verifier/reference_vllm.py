@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.errors import BadSequence, InputError, ReferenceLost, ReferenceUnreadable
+from verifier.errors import BadSequence, InputError, ReferenceLost, ReferenceModelError, ReferenceUnreadable
 from verifier.kernels_rows import COLUMNS
 from verifier.reference import LogitRows
 from verifier.reference_scoring import token_scores
@@ -148,7 +148,7 @@ class VLLMReference(VLLMEngine):
                 self._take(columns)
             todo = [number for number in todo if np.isnan(columns[number][:, 0]).any()]
         if todo:
-            raise ReferenceUnreadable(f"vLLM gave no scores for {len(todo)} sequences: use the transformers backend")
+            raise ReferenceModelError(f"vLLM gave no scores for {len(todo)} sequences: use the transformers backend")
         if on_tokens:
             on_tokens(sum(map(len, outputs)))
         return [token_scores(part, output) for part, output in zip(columns, outputs, strict=True)]

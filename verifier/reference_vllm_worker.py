@@ -40,8 +40,9 @@ Span = tuple[str, int, int, int]
 
 def packed_claim(number: int, claim: Claim, *, raw: bool = False) -> bytes:
     """What a worker needs to know of a claim, as JSON; `raw` asks for logits instead of scores."""
+    sequence = claim.sequence
     return orjson.dumps({
-        "number": number, "raw": raw, "prompt": claim.sequence.prompt_token_ids, "output": claim.sequence.output_token_ids,
+        "number": number, "raw": raw, "prompt": sequence.prompt_token_ids, "output": sequence.output_token_ids,
         "seed": (claim.seed + 2**63) % 2**64 - 2**63, "contract": claim.contract.id, "params": _plain(claim.params),
     })  # fmt: skip
 
@@ -57,7 +58,7 @@ def _plain(params: SamplingParams) -> dict[str, Any]:
 def unpacked_claim(packed: bytes) -> tuple[int, Claim, bool]:
     """The number, claim and `raw` that `packed_claim` packed."""
     values = orjson.loads(packed)
-    params = {name: [tuple(w) for w in value] if name == "bad_words_token_ids" else value
+    params = {name: tuple(map(tuple, value)) if name == "bad_words_token_ids" else value
               for name, value in values["params"].items()}  # fmt: skip
     sequence = TokenSequence(values["prompt"], values["output"])
     rules = contract(values["contract"])

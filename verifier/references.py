@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from verifier.errors import InputError
+from verifier.errors import InputError, ReferenceUnreadable
 from verifier.reference import TransformersReference
 
 BACKENDS = ("transformers", "vllm", "vllm-logprobs")
@@ -27,7 +28,7 @@ def open_reference(
         InputError: vLLM is not installed, or no such backend or device exists.
         ReferenceModelError: the model cannot be used there.
     """
-    check_backend(backend)
+    check_place(backend, device)
     if backend != "transformers":
         from verifier.reference_vllm import VLLMLogprobsReference, VLLMReference
 
@@ -58,7 +59,26 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def check_backend(name: str) -> None:
-    """Raise InputError unless `name` is one of BACKENDS."""
-    if name not in BACKENDS:
-        raise InputError(f"backend {name!r} is not known: use one of {', '.join(BACKENDS)}")
+def check_place(backend: str, device: str) -> None:
+    """Raise InputError at an unknown backend or device, and ReferenceUnreadable where there is no such GPU."""
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
+    if device == "cpu":
+        return
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        raise InputError(f"device {device!r} is not known: use cpu, cuda, or one GPU of several as in cuda:1")
+    number = int(device.partition(":")[2] or 0)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= found:
+        raise ReferenceUnreadable(
+            f"device {device!r} needs a GPU that torch {torch.__version__} can use, and it finds {found or 'none'}: "
+            "check the driver and that torch is a CUDA build, or take device='cpu'"
+        )
+
+
+def memory(device: str) -> str:
+    """How much of a GPU's memory is taken, by whomever; empty for the CPU."""
+    if device == "cpu":
+        return ""
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB"

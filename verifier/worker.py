@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,12 +17,16 @@ from storage.jobs import Claim
 from storage.streams import StreamKey
 from verifier import streams
 from verifier.auditor import Results
+from verifier.errors import ReferenceLost, ReferenceUnreadable
 from verifier.executor import Executor
+from verifier.pace import Pace, size_of
 
 LEASE = timedelta(minutes=5)
 MAX_ATTEMPTS = 5
-FIRST_RETRY = timedelta(seconds=5)
+FIRST_RETRY, LAST_RETRY = timedelta(seconds=5), timedelta(minutes=5)
 IDLE_SECONDS = 0.5
+
+logger = logging.getLogger("seedproof.worker")
 
 
 class Worker:
@@ -31,16 +36,31 @@ class Worker:
         database: open database that the proxy records into.
         executor: audits the batches.
         name: shown in the jobs table.
-        batch: jobs per claim.
+        batch: jobs per claim, at most.
+        batch_tokens: tokens of prompts and answers per claim, as far as earlier answers tell.
+        lanes: claims worked on at a time: while one is on the reference, others are read, tokenized and stored.
+        memory: tells what the GPU holds, for the log.
     """
 
     def __init__(
-        self, database: Database, executor: Executor, *, name: str, batch: int = 8
-    ) -> None:
-        self._database, self._executor, self._name, self._batch = database, executor, name, batch
+        self, database: Database, executor: Executor, *, name: str, batch: int = 8, batch_tokens: int = 65_536,
+        lanes: int = 1, memory: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
+        self._database, self._executor, self._name, self._lanes = database, executor, name, lanes
+        self._memory = memory
+        self._pace = Pace(tokens=batch_tokens, most=batch, now=_now())
 
     async def run(self, *, until_empty: bool = False) -> None:
-        """Work until cancelled, or until no job is left to claim."""
+        """Work until cancelled, or until no job is left to claim; an error of one lane ends them all."""
+        lanes = [asyncio.create_task(self._lane(until_empty)) for _ in range(self._lanes)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+
+    async def _lane(self, until_empty: bool) -> None:
         while True:
             if await self.step():
                 continue
@@ -52,7 +72,7 @@ class Worker:
         """Claim and finish one batch; returns how many jobs it held."""
         async with self._database.writing() as session:
             await jobs.release_stalled(session, now=_now(), max_attempts=MAX_ATTEMPTS)
-            claims = await jobs.claim(session, worker=self._name, limit=self._batch, lease=LEASE, now=_now())
+            claims = await jobs.claim(session, worker=self._name, limit=self._pace.jobs, lease=LEASE, now=_now())
         if not claims:
             return 0
         async with self._database.reading() as session:
@@ -63,7 +83,16 @@ class Worker:
                 asked = [found[claim.exchange_id] for claim in batch]
                 results = await self._executor.audit(reference, asked, now=_now())
             await self._finish(batch, results)
+        self._pace.add([size_of(exchange.request, exchange.response) for exchange in found.values()])
+        await self._tell()
         return len(claims)
+
+    async def _tell(self) -> None:
+        if self._pace.is_due(_now()):
+            async with self._database.reading() as session:
+                backlog = await jobs.pending(session)
+            waiting = backlog.todo + backlog.leased
+            logger.info(self._pace.told(_now(), waiting=waiting, oldest=backlog.oldest, memory=self._memory()))
 
     async def _finish(self, batch: Sequence[Claim], results: Results) -> None:
         for claim in batch:
@@ -99,12 +128,14 @@ def stream_of(audit: NewAudit) -> StreamKey:
 
 
 async def _put_back(session: AsyncSession, claim: Claim, error: Exception) -> None:
+    """Try the job again later; give it up after MAX_ATTEMPTS, unless the fault is our reference's and not its own."""
     reason = f"{type(error).__name__}: {error}"[:500]
-    if claim.attempts >= MAX_ATTEMPTS:
+    ours = isinstance(error, (ReferenceUnreadable, ReferenceLost))
+    if claim.attempts >= MAX_ATTEMPTS and not ours:
         await jobs.fail(session, claim, reason=reason)
         return
-    wait = FIRST_RETRY * 2 ** (claim.attempts - 1)
-    await jobs.retry(session, claim, at=_now() + wait, reason=reason)
+    wait = FIRST_RETRY * 2 ** min(claim.attempts - 1, 10)
+    await jobs.retry(session, claim, at=_now() + min(wait, LAST_RETRY), reason=reason)
 
 
 def _now() -> datetime:
