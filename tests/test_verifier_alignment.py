@@ -13,6 +13,7 @@ from recorded import BESIDE, golden
 from test_verifier_tokenization import KINDS, random_split, texts
 from tokenizers_made import byte_level
 
+from bench import alignment
 from verifier.alignment import align
 from verifier.answers import answer_texts, reasoning_markers
 from verifier.demo_model import ensure_demo_model
@@ -325,3 +326,9 @@ def test_ten_megabytes_have_a_reason_and_no_exception():
     text = "The quick brown fox jumps over the lazy dog.\n" * 230_000
     aligned = align(choice(text, finish_reason="length"), smollm, complete=True)
     assert spelling.spell(aligned.token_ids) == text.encode()
+
+
+@pytest.mark.parametrize(("name", "work"), [("given", alignment.given), ("lattice", alignment.lattice)])
+def test_text_becomes_tokens_at_the_rate_that_is_promised(name, work):
+    answers = alignment.choices(20)
+    assert alignment.rate(lambda: work(answers, smollm)) >= alignment.LEAST[name]
