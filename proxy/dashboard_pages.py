@@ -149,7 +149,7 @@ def short(text: Any, most: int = MOST_CHARACTERS) -> str:
 def token_text(token: Token) -> str:
     """A token in the running text: what has no width of its own gets a sign."""
     if token.text is None:
-        return f"#{token.token_id} "
+        return "▢ " if token.token_id is None else f"#{token.token_id} "
     return token.text.replace("\n", "↵\n") or "∅"
 
 

@@ -26,9 +26,10 @@ class Token:
     """One output token. `margin` is ∞ outside the support; texts are None where they are not kept (any more)."""
 
     position: int
-    token_id: int
+    token_id: int | None
+    """None, as `predicted_id`, where retention has taken the ids away."""
     text: str | None
-    predicted_id: int
+    predicted_id: int | None
     predicted_text: str | None
     exact_match: bool
     prob: float
@@ -61,11 +62,13 @@ def tokens(scores: bytes, pieces: bytes | None, *, texts: bool = True) -> list[T
     count = len(arrays["token_ids"])
     claimed, predicted = _texts(pieces if texts else None, count)
     ambiguous = arrays.get("ambiguous") or [0] * count
+    claims, draws = arrays["token_ids"], arrays["predicted_ids"]
+    stripped = claims.typecode == "B"
     return [
         Token(
-            position=i, token_id=arrays["token_ids"][i], text=claimed[i],
-            predicted_id=arrays["predicted_ids"][i], predicted_text=predicted[i],
-            exact_match=arrays["token_ids"][i] == arrays["predicted_ids"][i], prob=arrays["prob"][i],
+            position=i, token_id=None if stripped else claims[i], text=claimed[i],
+            predicted_id=None if stripped else draws[i], predicted_text=predicted[i],
+            exact_match=claims[i] == draws[i], prob=arrays["prob"][i],
             logprob=arrays["logprob"][i], entropy=arrays["entropy"][i], margin=arrays["margin"][i],
             logit_rank=arrays["logit_rank"][i], gumbel_rank=arrays["gumbel_rank"][i],
             inside_support=math.isfinite(arrays["margin"][i]), ambiguous=bool(ambiguous[i]),

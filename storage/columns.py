@@ -5,7 +5,11 @@ import math
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Text, TypeDecorator
+from sqlalchemy import DateTime, Dialect, LargeBinary, Text, TypeDecorator
+
+from storage.sealing import KeyRing
+
+KEYS_OF_DIALECT = "seedproof_payload_keys"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -43,6 +47,24 @@ class StrangersText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
         return None if value is None else clean_text(value)
+
+
+class SealedBytes(TypeDecorator[bytes]):
+    """What an answer says, as bytes: sealed at rest where the database was opened with payload keys.
+
+    `storage.database` lays the keys on the engine's dialect, which is all that a column's type gets to see.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> bytes | None:
+        keys: KeyRing | None = getattr(dialect, KEYS_OF_DIALECT, None)
+        return value if value is None or keys is None else keys.seal_bytes(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> bytes | None:
+        keys: KeyRing | None = getattr(dialect, KEYS_OF_DIALECT, None)
+        return value if value is None or keys is None else keys.open_bytes(bytes(value))
 
 
 def clean_text(value: str) -> str:

@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from storage.columns import KEYS_OF_DIALECT
 from storage.engines import (
     BUSY_SECONDS,
     Engines,
@@ -77,6 +78,8 @@ async def open_database(url: str, *, upgrade: bool = True) -> AsyncIterator[Data
     parsed = parse_url(url)
     where, keys = describe(parsed), keys_from()
     engines = make_engines(parsed, loads=json.loads if keys is None else keys.loads)
+    for engine in (engines.reader, engines.writer):
+        setattr(engine.dialect, KEYS_OF_DIALECT, keys)
     try:
         with _opening(where):
             if is_sqlite(parsed):

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from storage.columns import StrangersText, UtcDateTime
+from storage.columns import SealedBytes, StrangersText, UtcDateTime
 
 
 class Outcome(str, enum.Enum):
@@ -234,8 +234,8 @@ class Audit(Base):
     stream_position: Mapped[int | None]
     """Place among the audits weighed in its stream, from 1; null until `storage.streams` has handed it out."""
     notes: Mapped[dict[str, Any]]
-    scores: Mapped[bytes | None]
-    pieces: Mapped[bytes | None]
+    scores: Mapped[bytes | None] = mapped_column(SealedBytes)
+    pieces: Mapped[bytes | None] = mapped_column(SealedBytes)
     """Texts of the tokens, from `storage.pieces`: what the answer says, so it is kept no longer than the answer."""
 
     __table_args__ = (

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import LargeBinary, select, text, tuple_, type_coerce, update
 
 from storage.columns import dump_json
 from storage.database import Database
 from storage.errors import BadKeys, PayloadSealed
-from storage.sealing import KEYS, KeyRing, sealed_under
+from storage.models import Audit
+from storage.sealing import KEYS, KeyRing, bytes_sealed_under, sealed_under
 
 _AT_ONCE = 200
 _NEXT = text(
@@ -18,8 +19,11 @@ _NEXT = text(
 )
 
 
+_BLOBS = ("scores", "pieces")
+
+
 async def reseal(database: Database) -> int:
-    """Seal every payload under the newest key; returns how many exchanges changed.
+    """Seal every payload, and what audits hold of it, under the newest key; returns how many exchanges changed.
 
     Raises:
         BadKeys: the environment names no keys.
@@ -32,7 +36,7 @@ async def reseal(database: Database) -> int:
         async with database.writing() as session:
             found = (await session.execute(_NEXT, {"after": after, "count": _AT_ONCE})).mappings().all()
             if not found:
-                return changed
+                break
             for row in found:
                 new = _resealed(dict(row), database.keys)
                 if new:
@@ -42,6 +46,40 @@ async def reseal(database: Database) -> int:
                     await session.execute(statement, {**new, "id": row["id"]})
                     changed += 1
             after = found[-1]["id"]
+    await _reseal_audits(database, database.keys)
+    return changed
+
+
+async def _reseal_audits(database: Database, keys: KeyRing) -> None:
+    # as they lie there: the column's own type would open them
+    blobs_of = [type_coerce(getattr(Audit, name), LargeBinary) for name in _BLOBS]
+    columns: tuple[Any, ...] = (Audit.exchange_id, Audit.choice_index, *blobs_of)
+    place: tuple[str, int] = ("", -1)
+    while True:
+        async with database.writing() as session:
+            after = tuple_(Audit.exchange_id, Audit.choice_index) > place
+            query = select(*columns).where(after).order_by(Audit.exchange_id, Audit.choice_index).limit(_AT_ONCE)
+            found = (await session.execute(query)).all()
+            if not found:
+                return
+            for exchange_id, choice_index, *blobs in found:
+                place = (exchange_id, choice_index)
+                new = _opened_blobs(exchange_id, dict(zip(_BLOBS, blobs, strict=True)), keys)
+                if new:
+                    mine = (Audit.exchange_id == exchange_id, Audit.choice_index == choice_index)
+                    await session.execute(update(Audit).where(*mine).values(new))
+
+
+def _opened_blobs(exchange_id: str, blobs: Mapping[str, bytes | None], keys: KeyRing) -> dict[str, bytes]:
+    """The blobs that have to be sealed anew, open: the column seals what it is given."""
+    opened = {}
+    for name, blob in blobs.items():
+        if blob is None or bytes_sealed_under(blob) == keys.newest:
+            continue
+        opened[name] = keys.open_bytes(blob)
+        if (key_id := bytes_sealed_under(opened[name])) is not None:
+            raise PayloadSealed(f"the audit of {exchange_id} is sealed under key {key_id!r}, which is not given")
+    return opened
 
 
 def _resealed(row: Mapping[str, Any], keys: KeyRing) -> dict[str, str]:

@@ -23,6 +23,7 @@ from storage.errors import BadKeys
 KEYS = "SEEDPROOF_PAYLOAD_KEYS"
 KEYS_FILE = "SEEDPROOF_PAYLOAD_KEYS_FILE"
 FIELD = "$sealed"
+BLOB = b"SPK1"
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -61,6 +62,26 @@ class KeyRing:
         sealed = self._ciphers[self.newest].encrypt(nonce, zlib.compress(text.encode(), 1), self.newest.encode())
         return f'{{"{FIELD}":"{self.newest}:{base64.b64encode(nonce + sealed).decode()}"}}'
 
+    def seal_bytes(self, data: bytes) -> bytes:
+        """Bytes sealed under the newest key: `SPK1`, the key's id after its length, nonce, ciphertext and tag."""
+        nonce, key_id = os.urandom(_NONCE_BYTES), self.newest.encode()
+        sealed = self._ciphers[self.newest].encrypt(nonce, data, key_id)
+        return BLOB + bytes([len(key_id)]) + key_id + nonce + sealed
+
+    def open_bytes(self, blob: bytes) -> bytes:
+        """What was sealed; the blob itself where it is plain, or no key of this ring opens it."""
+        from cryptography.exceptions import InvalidTag
+
+        key_id = bytes_sealed_under(blob)
+        if key_id is None or key_id not in self._ciphers:
+            return blob
+        start = len(BLOB) + 1 + len(key_id)
+        nonce, sealed = blob[start : start + _NONCE_BYTES], blob[start + _NONCE_BYTES :]
+        try:
+            return self._ciphers[key_id].decrypt(nonce, sealed, key_id.encode())
+        except (InvalidTag, ValueError):
+            return blob
+
     def loads(self, text: str) -> Any:
         """JSON text as a value, opened if it is sealed under a key of this ring; else the value as it stands."""
         value = json.loads(text)
@@ -80,6 +101,14 @@ class KeyRing:
         except (InvalidTag, ValueError):
             return None
         return zlib.decompressobj().decompress(packed, _LARGEST)
+
+
+def bytes_sealed_under(blob: bytes) -> str | None:
+    """The id of the key that bytes are sealed under; None for plain ones."""
+    if not blob.startswith(BLOB):
+        return None
+    length = blob[len(BLOB)]
+    return blob[len(BLOB) + 1 : len(BLOB) + 1 + length].decode(errors="replace")
 
 
 def sealed_under(value: Any) -> str | None:
