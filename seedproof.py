@@ -34,6 +34,7 @@ from verifier.identify_command import identify_command
 if TYPE_CHECKING:
     from proxy.config import ProxyConfig
     from storage.models import Exchange
+    from verifier.report import StreamReport
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -198,6 +199,84 @@ def _examination(exchanges: Sequence[Exchange], reference: str) -> dict[str, obj
     from verifier.models import load_model
 
     return examine(exchanges, load_model(reference, directories={})).to_dict()
+
+
+@cli.command("probe")
+@click.option("--config", "path", type=click.Path(dir_okay=False), required=True, help="The TOML file.")
+@click.option("--upstream", "name", required=True, help="Which of its upstreams.")
+@click.option("--model", required=True, help="One of the upstream's models.")
+@click.option("--requests", type=click.IntRange(min=1), default=50, show_default=True, help="Resumed ones count.")
+@click.option("--tokens", type=click.IntRange(min=2), default=200, show_default=True, help="Of an answer, at most.")
+@click.option("--prompts", "file", type=click.Path(dir_okay=False), help="Own prompts: a text or {messages} a line.")
+@click.option("--from-traffic", is_flag=True, help="Prompts of the newest recorded exchanges.")
+@click.option("--pace", type=click.FloatRange(min=0, min_open=True), default=6, show_default=True, help="Per minute.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 for engines without seeds: a weaker, greedy check.")
+@click.option("--state", type=click.Path(dir_okay=False), default="probe.state", show_default=True, help="To resume.")
+@click.option("--audit", is_flag=True, help="Work off the queue here afterwards, instead of by a worker elsewhere.")
+@click.option("--reference", "references", multiple=True, metavar="NAME=DIR", help="For --audit.")
+@json_option
+def probe_command(
+    path: str, name: str, model: str, requests: int, tokens: int, file: str | None, from_traffic: bool, pace: float,
+    temperature: float | None, state: str, audit: bool, references: tuple[str, ...], json_path: str | None,
+) -> None:  # fmt: skip
+    """Send private prompts that look like traffic, and report on exactly these exchanges.
+
+    They take the proxy's own path to the provider: same policy, seeds and fields, by the official SDK, at random times,
+    lengths and modes. Interrupted, it goes on where it stopped.
+    """
+    import asyncio
+    import random
+    from pathlib import Path
+
+    from proxy import probe_calls
+    from proxy.config import load_config
+    from proxy.doctor import named
+    from proxy.probing import read_prompts
+
+    config = load_config(Path(path))
+    upstream, chance = named(config.upstreams, name), random.SystemRandom()
+    probing = probe_calls.for_probes(config, upstream, model, temperature=temperature)
+    own = read_prompts(Path(file).read_text(encoding="utf-8").splitlines(), file) if file else None
+
+    async def run() -> tuple[list[str], list[StreamReport]]:
+        prompts = await probe_calls.recent_conversations(config.store, name, model) if from_traffic else own
+        async with probe_calls.own_proxy(probing) as address:
+            ids = await probe_calls.send(
+                address, name, model, requests=requests, max_tokens=tokens, per_minute=pace, state=Path(state),
+                prompts=prompts, api_key=os.environ.get("OPENAI_API_KEY", "unused"), chance=chance,
+            )  # fmt: skip
+        if audit:
+            from verifier.commands import run_worker
+
+            await run_worker(config.store, named_directories(references), until_empty=True)
+        return ids, await _reports_of(config.store, name, ids)
+
+    _tell_probes(*asyncio.run(run()), greedy=temperature == 0, json_path=json_path)
+
+
+async def _reports_of(store: str, upstream: str, ids: Sequence[str]) -> list[StreamReport]:
+    from storage.database import open_database
+    from verifier.streams import reports
+
+    async with open_database(store) as database, database.reading() as session:
+        found = await reports(session, upstream=upstream, exchange_ids=ids)
+    return [report for report in found if report.verdict.requests]
+
+
+def _tell_probes(
+    ids: Sequence[str], reports: Sequence[StreamReport], *, greedy: bool, json_path: str | None
+) -> None:
+    from rich.console import Console
+
+    from verifier.report import as_json, as_table
+
+    if json_path != "-":
+        audited = sum(report.verdict.requests for report in reports)
+        click.echo(f"{len(ids)} exchanges, {audited} of them audited")
+        if greedy:
+            click.echo("at temperature 0: of the weights and the prompt only; says nothing of the sampler")
+        Console().print(as_table(reports))
+    write_json(json_path, {"exchanges": list(ids), "greedy": greedy, **as_json(reports)})
 
 
 cli.add_command(verify_command)

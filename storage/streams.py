@@ -57,12 +57,14 @@ async def place(session: AsyncSession, exchange_id: str, stream: Stream) -> list
 
 
 async def weighed(
-    session: AsyncSession, key: StreamKey, *, since: datetime | None = None
+    session: AsyncSession, key: StreamKey, *, since: datetime | None = None, exchange_ids: Sequence[str] | None = None
 ) -> AsyncIterator[Audit]:
-    """A stream's audits in the order in which they were weighed; of those made at or after `since`."""
+    """A stream's audits in the order in which they were weighed; made at or after `since`, of these exchanges."""
     query = select(Audit).where(_in(key), Audit.stream_position.is_not(None))
     if since is not None:
         query = query.where(Audit.created_at >= since)
+    if exchange_ids is not None:
+        query = query.where(Audit.exchange_id.in_(exchange_ids))
     rows = await session.stream_scalars(query.order_by(Audit.stream_position).execution_options(yield_per=100))
     async for audit in rows:
         yield audit

@@ -13,14 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verifier.api import verify_outputs
+    from verifier.provider_audit import AuditResult, audit_provider
     from verifier.sequences import SamplingMethod, TokenMetrics, TokenSequence, compute_metrics_summary
 
-__all__ = ["SamplingMethod", "TokenMetrics", "TokenSequence", "compute_metrics_summary", "verify_outputs"]
+__all__ = [
+    "AuditResult", "SamplingMethod", "TokenMetrics", "TokenSequence", "audit_provider", "compute_metrics_summary",
+    "verify_outputs",
+]  # fmt: skip
+_HOMES = {
+    "verify_outputs": "verifier.api", "audit_provider": "verifier.provider_audit",
+    "AuditResult": "verifier.provider_audit",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Found on first use: importing torch takes seconds, and the command line's help must not wait for it.
     if name not in __all__:
         raise AttributeError(f"module 'verifier' has no attribute {name!r}")
-    home = "verifier.api" if name == "verify_outputs" else "verifier.sequences"
-    return getattr(import_module(home), name)
+    return getattr(import_module(_HOMES.get(name, "verifier.sequences")), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -43,26 +44,29 @@ async def weigh(session: AsyncSession, exchange_id: str, key: StreamKey, *, now:
 
 
 async def replayed(
-    session: AsyncSession, key: StreamKey, band: Band, *, since: datetime | None = None
-) -> StreamState:
-    """The state of a stream from its stored audits alone, or from those made at or after `since`."""
+    session: AsyncSession, key: StreamKey, band: Band, *, since: datetime | None = None,
+    exchange_ids: Sequence[str] | None = None,
+) -> StreamState:  # fmt: skip
+    """The state of a stream from its stored audits alone; from those made at or after `since`, of these exchanges."""
     state = StreamState()
-    async for audit in streams.weighed(session, key, since=since):
+    async for audit in streams.weighed(session, key, since=since, exchange_ids=exchange_ids):
         state = state.after(audited_answer(audit), band)
     return state
 
 
 async def reports(
-    session: AsyncSession, *, upstream: str | None = None, since: datetime | None = None
-) -> list[StreamReport]:
-    """The verdict on every stream, from its stored audits of at or after `since`, else from its state."""
+    session: AsyncSession, *, upstream: str | None = None, since: datetime | None = None,
+    exchange_ids: Sequence[str] | None = None,
+) -> list[StreamReport]:  # fmt: skip
+    """The verdict on every stream: from its stored audits of at or after `since`, or of these exchanges, else from its
+    state."""
     found = []
     for stream in await streams.every(session, upstream=upstream):
         key = StreamKey.of(stream)
         state = StreamState.from_dict(stream.state)
         band, calibration_id = await band_of(session, key, retokenized=state.retokenized)
-        if since is not None or stream.calibration_id != calibration_id:
-            state = await replayed(session, key, band, since=since)
+        if since is not None or exchange_ids is not None or stream.calibration_id != calibration_id:
+            state = await replayed(session, key, band, since=since, exchange_ids=exchange_ids)
         found.append(StreamReport(key, state.verdict(band, stream.identified), stream.identified))
     return found
 
