@@ -25,7 +25,7 @@ SDKS := $(or $(SEEDPROOF_SDKS),$(HOME)/.cache/seedproof/sdks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test engines test-engines test-browser screenshots check bench golden verdicts golden-text sdks \
+.PHONY: help setup demo test engines test-engines test-browser screenshots check chaos bench golden verdicts golden-text sdks \
     test-sdks fuzz lock lock-engines lock-sdks clean
 
 help:  ## print this list
@@ -82,6 +82,9 @@ verdicts: $(STAMP)  ## verdicts on the golden files, calibrated on half of the h
 	$(BIN)/seedproof evaluate --honest $(GOLDEN)/honest_bf16.jsonl --suspect \
 	    $(foreach f,int4 fp8 temp11 honest_bf16_seq,$(GOLDEN)/$f.jsonl) $(GOLDEN)/v2_plain.jsonl@vllm@0.26.0/v2 \
 	    --temperature 1.0 --model demo --sampler vllm@0.26.0/v1 $(ARGS)
+
+chaos: $(STAMP)  ## kill proxies, writers and workers under load; nothing may be lost or doubled (half an hour)
+	$(BIN)/python -m bench.chaos --json bench/results/chaos.json $(ARGS)
 
 bench: $(STAMP)  ## run the benchmarks that need only a CPU
 	$(BIN)/python -m bench.verify_cpu $(ARGS)

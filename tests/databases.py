@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("initdb", "pg_ctl", "postgres")
@@ -26,27 +26,51 @@ def find_postgres() -> Path | None:
     return next((found for found in candidates if all((found / name).exists() for name in PROGRAMS)), None)
 
 
+class PostgresServer:
+    """An empty cluster on a Unix socket in `home`, which `start` and `stop` bring up and down.
+
+    Unless `durable` it does without fsync: quicker, and of no use to what measures or crashes it.
+    """
+
+    def __init__(self, binaries: Path, home: Path, *, durable: bool = False) -> None:
+        self.home, self._user = home, _server_user()
+        if self._user is not None:
+            binaries = _readable_copy(binaries, home)
+            shutil.chown(home, self._user)
+            home.chmod(0o755)
+        cluster = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
+        _call(self._user, binaries / "initdb", "-D", home / "data", *cluster)
+        self._control = (binaries / "pg_ctl", "-D", home / "data", "-w", "-l", home / "log")
+        self._options = f"{'' if durable else '-F'} -c listen_addresses='' -k {home}"
+
+    def start(self) -> None:
+        _call(self._user, *self._control, "-o", self._options, "start")
+
+    def stop(self) -> None:
+        """At once, as a crash would."""
+        _call(self._user, *self._control, "-m", "immediate", "stop")
+
+
 @contextmanager
-def running_postgres(binaries: Path) -> Iterator[Path]:
-    """A server with an empty cluster on a Unix socket; yields the socket's directory."""
+def running_postgres(binaries: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A running server; yields its socket's directory."""
+    with postgres_server(binaries, durable=durable) as server:
+        yield server.home
+
+
+@contextmanager
+def postgres_server(binaries: Path, *, durable: bool = False) -> Iterator[PostgresServer]:
+    """A running server, stopped and removed at the end."""
     # a short path: a socket's address holds 107 bytes
     home = Path(tempfile.mkdtemp(prefix="seedproof-pg-", dir="/tmp"))
-    user = _server_user()
     try:
-        if user is not None:
-            binaries = _readable_copy(binaries, home)
-            shutil.chown(home, user)
-            home.chmod(0o755)
-        data = home / "data"
-        cluster = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
-        _call(user, binaries / "initdb", "-D", data, *cluster)
-        options = f"-F -c listen_addresses='' -k {home}"
-        control = (binaries / "pg_ctl", "-D", data, "-w", "-l", home / "log")
-        _call(user, *control, "-o", options, "start")
+        server = PostgresServer(binaries, home, durable=durable)
+        server.start()
         try:
-            yield home
+            yield server
         finally:
-            _call(user, *control, "-m", "immediate", "stop")
+            with suppress(AssertionError):  # stopped before
+                server.stop()
     finally:
         shutil.rmtree(home)
 
