@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -13,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from storage import audits, exchanges, jobs
 from storage.audits import NewAudit
 from storage.database import Database
+from storage.errors import DatabaseUnreachable, StorageError
 from storage.jobs import Claim
+from storage.models import Exchange
 from storage.streams import StreamKey
 from verifier import streams
 from verifier.auditor import Results
@@ -25,6 +28,7 @@ LEASE = timedelta(minutes=5)
 MAX_ATTEMPTS = 5
 FIRST_RETRY, LAST_RETRY = timedelta(seconds=5), timedelta(minutes=5)
 IDLE_SECONDS = 0.5
+AWAY_SECONDS = 2.0
 
 logger = logging.getLogger("seedproof.worker")
 
@@ -62,7 +66,13 @@ class Worker:
 
     async def _lane(self, until_empty: bool) -> None:
         while True:
-            if await self.step():
+            try:
+                worked = await self.step()
+            except DatabaseUnreachable as error:
+                logger.warning("%s; trying again in %.0f s", error, AWAY_SECONDS)
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
+            if worked:
                 continue
             if until_empty:
                 return
@@ -75,17 +85,38 @@ class Worker:
             claims = await jobs.claim(session, worker=self._name, limit=self._pace.jobs, lease=LEASE, now=_now())
         if not claims:
             return 0
-        async with self._database.reading() as session:
-            found = await exchanges.get(session, [claim.exchange_id for claim in claims])
-        for reference in sorted({claim.reference for claim in claims}):
-            batch = [claim for claim in claims if claim.reference == reference]
-            async with self._kept_alive(batch):
-                asked = [found[claim.exchange_id] for claim in batch]
-                results = await self._executor.audit(reference, asked, now=_now())
-            await self._finish(batch, results)
+        try:
+            found = await self._read(claims)
+            for reference in sorted({claim.reference for claim in claims}):
+                batch = [claim for claim in claims if claim.reference == reference and claim.exchange_id in found]
+                async with self._kept_alive(batch):
+                    asked = [found[claim.exchange_id] for claim in batch]
+                    results = await self._executor.audit(reference, asked, now=_now())
+                await self._finish(batch, results)
+        except asyncio.CancelledError:
+            await self._give_back(claims)
+            raise
         self._pace.add([size_of(exchange.request, exchange.response) for exchange in found.values()])
         await self._tell()
         return len(claims)
+
+    async def _read(self, claims: Sequence[Claim]) -> dict[str, Exchange]:
+        """The claims' exchanges. One that is not there was erased meanwhile; its job ends, where it is still there."""
+        moments = [claim.created_at for claim in claims]
+        async with self._database.reading() as session:
+            ids = [claim.exchange_id for claim in claims]
+            found = await exchanges.get(session, ids, since=min(moments), until=max(moments))
+        for claim in claims:
+            if claim.exchange_id not in found:
+                async with self._database.writing() as session:
+                    await jobs.fail(session, claim, reason="its exchange is no longer there")
+        return found
+
+    async def _give_back(self, claims: Sequence[Claim]) -> None:
+        """For a worker that stops: others need not wait for the leases' end. What is finished stays so."""
+        with contextlib.suppress(StorageError):
+            async with self._database.writing() as session:
+                await jobs.give_back(session, claims)
 
     async def _tell(self) -> None:
         if self._pace.is_due(_now()):
@@ -95,15 +126,27 @@ class Worker:
             logger.info(self._pace.told(_now(), waiting=waiting, oldest=backlog.oldest, memory=self._memory()))
 
     async def _finish(self, batch: Sequence[Claim], results: Results) -> None:
+        """Store what was found. While the database is away it waits here, rather than to be found again."""
         for claim in batch:
-            outcome = results[claim.exchange_id]
-            async with self._database.writing() as session:
-                if isinstance(outcome, Exception):
-                    await _put_back(session, claim, outcome)
-                elif await jobs.complete(session, claim):
-                    await audits.add(session, outcome)
-                    for key in {stream_of(audit) for audit in outcome}:
-                        await streams.weigh(session, claim.exchange_id, key, now=_now())
+            give_up = _now() + LEASE
+            while True:
+                try:
+                    await self._store(claim, results[claim.exchange_id])
+                    break
+                except DatabaseUnreachable as error:
+                    if _now() > give_up:
+                        raise
+                    logger.warning("%s; %d audits wait", error, len(batch))
+                    await asyncio.sleep(AWAY_SECONDS)
+
+    async def _store(self, claim: Claim, outcome: list[NewAudit] | Exception) -> None:
+        async with self._database.writing() as session:
+            if isinstance(outcome, Exception):
+                await _put_back(session, claim, outcome)
+            elif await jobs.complete(session, claim):
+                await audits.add(session, outcome)
+                for key in {stream_of(audit) for audit in outcome}:
+                    await streams.weigh(session, claim.exchange_id, key, now=_now())
 
     @contextlib.asynccontextmanager
     async def _kept_alive(self, claims: Sequence[Claim]) -> AsyncIterator[None]:
@@ -118,8 +161,11 @@ class Worker:
     async def _beat(self, claims: Sequence[Claim]) -> None:
         while True:
             await asyncio.sleep(LEASE.total_seconds() / 3)
-            async with self._database.writing() as session:
-                await jobs.heartbeat(session, claims, lease=LEASE, now=_now())
+            try:
+                async with self._database.writing() as session:
+                    await jobs.heartbeat(session, claims, lease=LEASE, now=_now())
+            except DatabaseUnreachable as error:
+                logger.warning("%s; the leases were not renewed", error)
 
 
 def stream_of(audit: NewAudit) -> StreamKey:
@@ -134,8 +180,9 @@ async def _put_back(session: AsyncSession, claim: Claim, error: Exception) -> No
     if claim.attempts >= MAX_ATTEMPTS and not ours:
         await jobs.fail(session, claim, reason=reason)
         return
-    wait = FIRST_RETRY * 2 ** min(claim.attempts - 1, 10)
-    await jobs.retry(session, claim, at=_now() + min(wait, LAST_RETRY), reason=reason)
+    wait = min(FIRST_RETRY * 2 ** min(claim.attempts - 1, 10), LAST_RETRY)
+    # apart, so that jobs which broke together are not tried together again
+    await jobs.retry(session, claim, at=_now() + wait * random.uniform(0.5, 1.5), reason=reason)
 
 
 def _now() -> datetime:
