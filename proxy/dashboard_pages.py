@@ -22,7 +22,7 @@ from proxy import dashboard_rows as rows
 from proxy.dashboard_chart import sparkline
 from proxy.dashboard_tokens import Token, tokens
 from proxy.errors import RequestError
-from storage import history, proxies, search
+from storage import dead_letters, history, proxies, search
 from storage.database import Database
 from storage.errors import CorruptScores
 from storage.models import Outcome
@@ -50,11 +50,13 @@ class Pages:
             past = await history.match_rates(session, span=within.span, since=within.since)
             waiting = await queries.backlog(session)
             losses = await proxies.losses(session, now=now)
+            refused = await dead_letters.count(session)
         for stream in found:
             key = queries.stream_key(stream)
             stream["chart"] = sparkline(past.get(key, ()))
         return await page(
             request, "overview.html", streams=found, waiting=waiting, now=now, period=within.name, losses=losses,
+            refused=refused,
             oldest=min((row["oldest"] for row in waiting if row["oldest"]), default=None),
         )  # fmt: skip
 

@@ -55,12 +55,12 @@ class _Heart:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def beat(self) -> None:
-        recorder = self._recorder
+        health = self._recorder.health()
         if self._metrics is not None:
-            self._metrics.recorder(recorded=recorder.recorded, lost=recorder.lost, waiting=recorder.waiting)
+            self._metrics.recorder(health)
         told = Beat(
             id=self._id, host=socket.gethostname(), pid=os.getpid(), started_at=self._born,
-            recorded=recorder.recorded, lost=recorder.lost, waiting=recorder.waiting, problem=recorder.health().problem,
+            recorded=health.recorded, lost=health.lost, waiting=self._recorder.waiting, problem=health.problem,
         )  # fmt: skip
         try:
             async with self._database.writing() as session:

@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from proxy.observation import Observation
+from proxy.recorder import Health
 from proxy.shared_metrics import several_processes
 
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -74,10 +75,11 @@ class Metrics:
         )
         self._written = Counter("seedproof_records_written", "Exchanges that are written down.", registry=own)
         self._lost = Counter("seedproof_records_lost", "Exchanges that are nowhere; must stay 0.", registry=own)
-        self._waiting = Gauge(
-            "seedproof_records_waiting", "What waits for the database: exchanges, or bytes of a journal.", registry=own,
-            multiprocess_mode="livesum",
-        )  # fmt: skip
+        # the processes share one journal
+        shared: dict[str, Any] = {"registry": own, "multiprocess_mode": "livemax"}
+        self._journal_bytes = Gauge("seedproof_journal_bytes", "What waits for the database.", **shared)
+        self._journal_limit = Gauge("seedproof_journal_max_bytes", "What the journal may hold.", **shared)
+        self._journal_oldest = Gauge("seedproof_journal_oldest_seconds", "Age of its oldest segment.", **shared)
         self._told = {"recorded": 0, "lost": 0}
         self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], Any] = {}
 
@@ -110,12 +112,15 @@ class Metrics:
         self._in_flight.dec()
         self._child(self._refused, str(status), code).inc()
 
-    def recorder(self, *, recorded: int, lost: int, waiting: int) -> None:
-        """Totals of this process's recorder since its start."""
-        for counter, name, total in ((self._written, "recorded", recorded), (self._lost, "lost", lost)):
+    def recorder(self, health: Health) -> None:
+        """What this process's recorder tells of itself."""
+        for counter, name in ((self._written, "recorded"), (self._lost, "lost")):
+            total = getattr(health, name)
             counter.inc(max(0, total - self._told[name]))
             self._told[name] = total
-        self._waiting.set(waiting)
+        self._journal_bytes.set(health.journal_bytes)
+        self._journal_limit.set(health.max_bytes)
+        self._journal_oldest.set(health.journal_oldest_seconds)
 
     def _child(self, metric: M, *labels: str) -> M:
         # prometheus_client takes a lock and checks every label; the same few are asked for at every request

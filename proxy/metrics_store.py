@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from proxy import dashboard_rows as rows
-from storage import history, overview, proxies, streams
+from storage import dead_letters, history, overview, proxies, streams
 from storage.database import Database
 from storage.errors import StorageError
 from storage.history import RATE_BOUNDS
@@ -86,7 +86,9 @@ async def _of_jobs(session: AsyncSession) -> list[Metric]:
     alive.add_metric([], told.alive)
     ever = GaugeMetricFamily("seedproof_losses_ever", "Exchanges lost by any process that is remembered; must stay 0.")
     ever.add_metric([], told.lost)
-    return [jobs, age, retried, alive, ever]
+    dead = GaugeMetricFamily("seedproof_dead_letters", "Records that the database refused and a person should see.")
+    dead.add_metric([], await dead_letters.count(session))
+    return [jobs, age, retried, alive, ever, dead]
 
 
 GAUGES = {

@@ -35,6 +35,7 @@ class Health:
 
     problem: str | None
     journal_bytes: int
+    journal_oldest_seconds: float
     max_bytes: int
     recorded: int
     lost: int
@@ -126,7 +127,8 @@ class Recorder:
     def health(self) -> Health:
         """How the records fare, now."""
         return Health(
-            problem=self._problem(), journal_bytes=self._journal.used, max_bytes=self._journal.max_bytes,
+            problem=self._problem(), journal_bytes=self._journal.used,
+            journal_oldest_seconds=self._journal.oldest_seconds, max_bytes=self._journal.max_bytes,
             recorded=self.recorded, lost=self.lost, dead_letters=self._writer.buried if self._writer else 0,
         )  # fmt: skip
 

@@ -66,6 +66,11 @@ class Journal:
         return self._measured + self._pending_bytes
 
     @property
+    def oldest_seconds(self) -> float:
+        """Age of the oldest segment: seconds where the database keeps up."""
+        return oldest_seconds(self._directory, time.time())
+
+    @property
     def unsynced(self) -> bool:
         """Whether something that was appended is not on disk yet."""
         return self._pending_bytes > 0
@@ -224,6 +229,18 @@ def segment_bytes(directory: Path) -> int:
         except FileNotFoundError:  # the writer has just emptied it
             continue
     return total
+
+
+def oldest_seconds(directory: Path, now: float) -> float:
+    """How long ago (`now` is Unix time) the oldest segment that holds anything was begun; 0 where none does."""
+    for path in segments(directory):
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:  # the writer has just emptied it
+            continue
+        if size:
+            return max(0.0, now - int(path.name.partition("-")[0]) / 1000)
+    return 0.0
 
 
 def mark_of(path: Path) -> bytes:

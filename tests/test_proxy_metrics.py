@@ -18,6 +18,7 @@ from watched import fill
 
 from proxy.app import METRICS, listening, make_app
 from proxy.config import parse_config
+from proxy.recorder import Health
 from storage import proxies
 from storage.database import open_database
 
@@ -111,11 +112,17 @@ async def test_streams_and_the_backlog_are_told_from_the_database(sqlite_url):
 
 async def test_what_a_process_lost_is_told_and_remembered(sqlite_url):
     async with running(sqlite_url, Reply([JSON_BODY])) as (_, metrics, app):
-        app[METRICS].recorder(recorded=7, lost=0, waiting=3)
-        app[METRICS].recorder(recorded=9, lost=2, waiting=0)
+        for recorded, lost in ((7, 0), (9, 2)):
+            told = Health(
+                problem=None, journal_bytes=300, journal_oldest_seconds=4.0, max_bytes=1000, recorded=recorded,
+                lost=lost, dead_letters=0,
+            )  # fmt: skip
+            app[METRICS].recorder(told)
         found = await scraped(metrics)
     assert sample(found, "seedproof_records_written_total") == 9
     assert sample(found, "seedproof_records_lost_total") == 2
+    assert sample(found, "seedproof_journal_bytes") == 300
+    assert sample(found, "seedproof_journal_oldest_seconds") == 4
 
 
 async def test_each_process_tells_the_database_of_itself(sqlite_url):
