@@ -82,11 +82,24 @@ def test_another_runners_band_judges_alike():
         assert judge_file(name, "", answers(name), band).verdict.word in ("consistent", "inconclusive")
 
 
-@pytest.mark.parametrize("name", ["v1_noseed", "v2_plain_by_v1"])
-def test_an_ignored_seed_and_a_wrong_contract_accuse_nobody(band, name):
-    verdict = judge_file(name, "", answers(name), band).verdict
-    assert (verdict.word, verdict.reasons) == ("unsupported", ("sampler_unknown",))
+@pytest.mark.parametrize(
+    ("name", "reason"), [("v1_noseed", "no_contract_fits"), ("v2_plain_by_v1", "sampler_differs")]
+)
+def test_an_ignored_seed_and_a_wrong_contract_accuse_nobody_and_are_named(band, name, reason):
+    file = ScoredFile.load(golden_scores(name))
+    verdict = judge_file(name, "", file.answers, band, identified=file.identified).verdict
+    assert (verdict.word, verdict.reasons) == ("unsupported", (reason,))
     assert verdict.skipped == {"sampler_not_followed": 8}
+
+
+def test_an_honest_speculating_server_is_scored_by_its_own_contract_and_not_accused(band):
+    """One of its answers loses its place 26 tokens before the end: too late to find it again."""
+    file = ScoredFile.load(golden_scores("v1_spec"))
+    assert file.identified["contract"] == "vllm@0.26.0/v1:drafts=3,ngram=2-3"
+    judged = judge_file("v1_spec", "", file.answers, band)
+    assert judged.verdict.word in ("consistent", "inconclusive")
+    assert judged.verdict.skipped == {"noise_lost": 1}
+    assert set(judged.tokens_to_deviates) == {None}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from simulated import faulty, honest
 from test_seedproof import run
 from test_verifier_stream_state import answer
 
+from verifier.band import SHIPPED
 from verifier.errors import InputError
-from verifier.evaluate import Answer
+from verifier.evaluate import Answer, judge_file
+from verifier.samplers import contract
 from verifier.scored_files import FIELDS, ScoredFile, score_file
 
 SAMPLER = "vllm@0.26.0/v1"
@@ -54,6 +56,18 @@ def test_answers_are_scored_from_their_text_alone_where_ids_are_hidden(demo_dire
     read = ScoredFile.load(tmp_path / "v2_plain.npz")
     assert read.token_source == "retokenized"
     assert np.concatenate([one.scores.exact_match for one in read.answers]).mean() > 0.95
+
+
+def test_answers_that_another_contract_drew_say_so_and_accuse_nobody(demo_directory, tmp_path):
+    """What a V2 server drew, scored as if by V1: 160 tokens of another noise."""
+    options = ("--model", demo_directory, "--sampler", "vllm@0.26.0/v1", "--limit", "2")
+    assert run("calibrate", golden("v2_plain"), *options, "--keep-scores", tmp_path) == 2
+    read = ScoredFile.load(tmp_path / "v2_plain.npz")
+    assert read.identified["reason"] == "sampler_differs"
+    assert read.identified["contract"].startswith("vllm@")
+    assert all(one.audited.other_sampler for one in read.answers)
+    verdict = judge_file("", "", read.answers, SHIPPED, identified=read.identified).verdict
+    assert (verdict.word, verdict.reasons) == ("unsupported", ("sampler_differs",))
 
 
 def test_evaluating_kept_scores_gives_the_result_that_the_readme_promises(tmp_path, capsys):
@@ -105,4 +119,4 @@ def test_what_is_missing_is_said_in_one_line(arguments, says, tmp_path, capsys):
 
 def test_a_file_without_tokens_is_refused():
     with pytest.raises(InputError, match="holds no answer with tokens"):
-        score_file("empty.jsonl", [], None, None)
+        score_file("empty.jsonl", [], None, contract("greedy"))

@@ -88,6 +88,36 @@ def test_a_sampler_that_changes_later_is_named_and_accuses_nobody(band):
     assert not state.convicted
 
 
+def lost_at(one: AuditedAnswer, other: AuditedAnswer, token: int) -> AuditedAnswer:
+    """One answer up to a token, from there on the noise of the other."""
+    joined = (
+        np.concatenate([getattr(one.scores, name)[:token], getattr(other.scores, name)[token:]])
+        for name in SequenceScores.__annotations__
+    )
+    return answer(SequenceScores(*joined))
+
+
+def test_an_end_that_lost_the_noise_is_set_aside_and_accuses_nobody(band):
+    answers = [*map(answer, honest(4, 30)), lost_at(answer(honest(17, 1)[0]), unlinked(18, 1)[0], 150)]
+    verdict = after(answers, band).verdict(band)
+    assert verdict.word == "consistent"
+    assert verdict.skipped == {"noise_lost": 1}
+    assert 30 * 200 + 140 <= verdict.tokens <= 30 * 200 + 160
+
+
+def test_cheats_lose_no_end(band):
+    state = after(map(answer, faulty(19, 40, "4-bit weights")), band)
+    assert state.skipped.get("noise_lost", 0) <= 2
+
+
+def test_a_cheat_cannot_hide_behind_other_noise(band):
+    """A sixth of the answers follow none: too many are set aside to say `consistent`, though the stream is linked."""
+    good, foreign = list(map(answer, honest(4, 40))), unlinked(20, 8)
+    answers = [one for n in range(8) for one in (foreign[n], *good[5 * n : 5 * n + 5])]
+    verdict = after(answers, band).verdict(band)
+    assert (verdict.word, verdict.reasons) == ("inconclusive", ("too_many_set_aside",))
+
+
 def test_ignoring_the_seed_afterwards_does_not_undo_a_conviction(band):
     state = after([*map(answer, faulty(10, 5, "4-bit weights")), *unlinked(11, 30)], band)
     assert state.verdict(band).word == "deviates"

@@ -12,7 +12,7 @@ from simulated import SAMPLING, faulty, fitted, flat_band, honest
 
 from verifier.band import SHIPPED, Band
 from verifier.calibration import TOLERANCE
-from verifier.detectors import SequenceScores
+from verifier.detectors import SEED_FREE, SequenceScores
 from verifier.drift import watch
 from verifier.evidence import replay, start
 from verifier.faults import FAULTS, expected_means, growth, nearest, power, price, tokens_for
@@ -46,6 +46,16 @@ def test_honest_streams_are_consistent_once_the_faults_would_have_shown(band):
     assert (many.word, many.reasons) == ("consistent", ("within_band",))
     assert all(entry.power >= 0.95 for entry in many.power if entry.fault in {"4-bit weights", "fp8 weights"})
     assert many.hint is None
+
+
+def test_answers_judged_by_seed_free_detectors_alone_add_no_power(band):
+    evidence = replay(honest(2, 2), band)
+    before = judge(evidence, band, identified=True)
+    for scores in honest(11, 40):
+        evidence = evidence.update(scores, band, SEED_FREE)
+    after = judge(evidence, band, identified=True)
+    assert after.tokens == 8400
+    assert [entry.power for entry in after.power] == pytest.approx([entry.power for entry in before.power])
 
 
 def test_growing_evidence_is_inconclusive_and_says_how_much_is_missing(band):

@@ -8,7 +8,7 @@ the smaller pool, since batches that hold most of their pool are all alike and m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,8 +106,16 @@ def unfitted(answers: Sequence[Answer], fitted: Sequence[Answer]) -> list[Answer
     return [answer for answer in answers if answer.prompt not in known] or list(answers)
 
 
-def judge_file(file: str, sampler: str, answers: Sequence[Answer], band: Band, *, alpha: float = 1e-3) -> Judged:
-    """The verdict on a file's answers as one stream, and how soon streams that begin elsewhere in it deviate."""
+def judge_file(
+    file: str, sampler: str, answers: Sequence[Answer], band: Band, *, alpha: float = 1e-3,
+    identified: Mapping[str, Any] | None = None,
+) -> Judged:  # fmt: skip
+    """The verdict on a file's answers as one stream, and how soon streams that begin elsewhere in it deviate.
+
+    Args:
+        file, sampler: their names, for the result.
+        identified: what the answers said of their contract, as `StreamState.verdict` takes it.
+    """
     state = StreamState.begun(alpha)
     for answer in answers:
         state = state.after(answer.audited, band)
@@ -118,7 +126,7 @@ def judge_file(file: str, sampler: str, answers: Sequence[Answer], band: Band, *
         requests=len(answers),
         tokens=len(matches),
         exact_match_rate=float(matches.mean()),
-        verdict=state.verdict(band),
+        verdict=state.verdict(band, identified),
         tokens_to_deviates=[
             _decided_at(answers, begin, band, alpha)
             for begin in range(0, len(answers), math.ceil(len(answers) / MOST_STREAMS))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verifier.commands import files_argument, json_option, write_json
-from verifier.scoring_options import common_scope, scored_files, scoring_options
+from verifier.scoring_options import common_scope, file_and_sampler, scored_files, scoring_options
 
 if TYPE_CHECKING:
     from verifier.band import Band
@@ -160,7 +160,8 @@ def _judged(
     rng = np.random.default_rng(SEED)
     return {
         file: replace(
-            judge_file(file, one.sampler, one.answers, band), separation=separation(held_out, one.answers, band, rng)
+            judge_file(file, one.sampler, one.answers, band, identified=one.identified),
+            separation=separation(held_out, one.answers, band, rng),
         )
         for file, one in files.items()
     }
@@ -200,14 +201,15 @@ def _band_table(band: Band) -> Table:
 
 def _evaluation_table(judged: Sequence[Judged]) -> Table:
     table = Table()
-    headings = ("file", "verdict", "why", "tokens", "match", "tokens to deviates", "AUC (of n tokens)")
+    headings = ("file", "verdict", "why", "tokens", "match", "median tokens to deviates", "AUC of 100")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < 3 else "right", no_wrap=number < 2)
     for one in judged:
         median = one.median_tokens_to_deviates
-        areas = ", ".join(f"{value:.3f} ({n})" for n, value in one.separation.auc.items() if int(n) >= 30)
+        area = one.separation.auc.get("100")
         table.add_row(
-            Path(one.file).stem, one.verdict.word, ", ".join(one.verdict.reasons), str(one.tokens),
-            f"{one.exact_match_rate:.3f}", "–" if median is None else f"{median:.0f}", areas,
+            file_and_sampler(one.file, "")[0].stem, one.verdict.word, ", ".join(one.verdict.reasons[:2]),
+            str(one.tokens), f"{one.exact_match_rate:.3f}", "–" if median is None else f"{median:.0f}",
+            "–" if area is None else f"{area:.3f}",
         )  # fmt: skip
     return table

@@ -26,6 +26,8 @@ LEAST_PROB = 0.01
 """No single token proves more than ln(31); it also keeps the ratio's mean at most 1."""
 LEAST_SHARE = 0.15
 """An answer is set aside when it gains less than this share of what full agreement would have gained."""
+LOST = 3.0
+"""Nats against a link from which an answer's end is set aside. Golden answers, cheats among them, reach 1.5."""
 
 
 def gains(exact_match: NDArray[np.bool_], prob: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -36,6 +38,14 @@ def gains(exact_match: NDArray[np.bool_], prob: NDArray[np.float32]) -> NDArray[
 def follows(exact_match: NDArray[np.bool_], prob: NDArray[np.float32]) -> bool:
     """Whether one answer by itself looks drawn from our noise, faithfully or not; short ones may err either way."""
     return float(gains(exact_match, prob).sum()) >= LEAST_SHARE * float(_of_a_match(prob).sum())
+
+
+def followed_tokens(exact_match: NDArray[np.bool_], prob: NDArray[np.float32]) -> int:
+    """After how many tokens the noise was lost for good: a draw wasted near an answer's end leaves too little to find
+    its place again (`verifier.resync`). All n where it was not; a linked answer's end is cut with chance e^−LOST."""
+    against = np.cumsum(-gains(exact_match, prob)[::-1])[::-1]
+    start = int(np.argmax(against))
+    return start if against[start] >= LOST else len(against)
 
 
 def is_drawn(prob: NDArray[np.float32]) -> bool:

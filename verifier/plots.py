@@ -48,7 +48,7 @@ def _figure(across: str, up: str) -> tuple[Figure, Axes]:
 
 
 def _name(suspect: Judged) -> str:
-    return Path(suspect.file).stem
+    return Path(suspect.file.partition("@")[0]).stem
 
 
 def _saved(figure: Figure, stem: Path) -> list[Path]:

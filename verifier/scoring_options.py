@@ -69,7 +69,7 @@ def _scored(
     from verifier.scored_files import score_file, score_texts
     from verifier.tokenization import ChatTokenizer
 
-    named = {file: _file_and_sampler(file, sampler) for file in files}
+    named = {file: file_and_sampler(file, sampler) for file in files}
     rules = {file: contract(name) for file, (_, name) in named.items()}
     rows = {file: read_recordings(path, overrides=overrides, limit=limit) for file, (path, _) in named.items()}
     directory = model_directory(model, {})
@@ -88,12 +88,13 @@ def _scored(
 def _keep(found: Mapping[str, ScoredFile], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for file, scores in found.items():
-        path = directory / (_file_and_sampler(file, "")[0].stem + SUFFIX)
+        path = directory / (file_and_sampler(file, "")[0].stem + SUFFIX)
         scores.save(path)
         click.echo(f"kept {path}", err=True)
 
 
-def _file_and_sampler(text: str, sampler: str) -> tuple[Path, str]:
+def file_and_sampler(text: str, sampler: str) -> tuple[Path, str]:
+    """FILE@SAMPLER in its parts; a FILE that names none has `sampler`."""
     if "@" not in text or Path(text).exists():
         return Path(text), sampler
     name, _, own = text.partition("@")

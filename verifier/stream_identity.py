@@ -20,7 +20,7 @@ from verifier.audit import TrustedModel
 from verifier.identify import LIMIT, TIDY, identify_claims
 from verifier.identify_speculation import REASON, without_drafter
 from verifier.questions import questions_of
-from verifier.replay import Claim
+from verifier.replay import Claim, Reference
 from verifier.samplers import contract
 
 DIFFERS = "sampler_differs"
@@ -29,10 +29,14 @@ KEPT = 5
 
 
 def is_suspicious(audits: Sequence[NewAudit]) -> bool:
-    """Whether answers on the right prompt match less than an honest provider's do, by more than one token."""
+    """Whether answers on the right prompt match less than an honest provider's do."""
     clear = [_matches(audit) for audit in audits if audit.scores is not None and not audit.notes.get("prompt_differs")]
-    missed, tokens = sum(int((~one).sum()) for one in clear), sum(len(one) for one in clear)
-    return missed > (1.0 - TIDY) * tokens + 1
+    return matches_too_little(np.concatenate([np.zeros(0, np.bool_), *clear]))
+
+
+def matches_too_little(exact_match: NDArray[np.bool_]) -> bool:
+    """Whether tokens match less than an honest provider's do, by more than one token."""
+    return int((~exact_match).sum()) > (1.0 - TIDY) * len(exact_match) + 1
 
 
 def _matches(audit: NewAudit) -> NDArray[np.bool_]:
@@ -50,10 +54,14 @@ def identity(exchanges: Sequence[Exchange], model: TrustedModel) -> Mapping[str,
     `verifier.identify`'s own where none does.
     """
     claims = [claim for exchange in exchanges for claim in _claims(exchange, model)]
+    return identity_of(model.reference, claims, contract(exchanges[0].sampler or "").id)
+
+
+def identity_of(reference: Reference, claims: Sequence[Claim], configured: str) -> Mapping[str, Any] | None:
+    """The same, from claims of first choices."""
     if not claims:
         return None
-    configured = contract(exchanges[0].sampler or "").id
-    found = identify_claims(model.reference, claims, limit=2 * LIMIT, claimed=configured)
+    found = identify_claims(reference, claims, limit=2 * LIMIT, claimed=configured)
     told = {**found.to_dict(), "ranking": [entry.to_dict() for entry in found.ranking[:KEPT]]}
     if found.contract is None:
         return told

@@ -1,7 +1,8 @@
 """Where a stream stands after each of its audits. Pure; its state is JSON, and replaying the audits gives it again.
 
 An audit speaks with the seeded detectors only where it can: its prompt must be the one that the messages give, and its
-tokens must follow the contract's noise (`verifier.linkage`). The rest speak with the seed-free ones and are counted.
+tokens must follow the contract's noise (`verifier.linkage`), up to where they lose it. The rest speak with the
+seed-free ones and are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from verifier.drift import Drift, watch
 from verifier.evidence import Evidence, start
 from verifier.linkage import LINKED
 from verifier.scoring import TokenScores
-from verifier.verdict import Verdict, judge
+from verifier.verdict import NOISE_LOST, NOT_FOLLOWED, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,15 @@ class StreamState:
             state = replace(state, prompts_differ=state.prompts_differ + 1)
         else:
             state = state._linked_by(audit)
-        evidence = state.evidence.update(audit.scores, band, detectors)
+        scores = audit.scores
+        if why_not is None and linkage.is_drawn(audit.prob):
+            scores = scores.first(linkage.followed_tokens(scores.exact_match, audit.prob))
+            state = state if len(scores.entropy) == len(audit.prob) else state._skipping(NOISE_LOST)
+        evidence = state.evidence.update(scores, band, detectors)
         return replace(
             state,
             evidence=evidence,
-            drift=state.drift.update(audit.scores, band, detectors),
+            drift=state.drift.update(scores, band, detectors),
             convicted=state.convicted or (state.linked and evidence.all.decided_at is not None),
         )
 
@@ -160,7 +165,7 @@ def _why_not_seeded(audit: AuditedAnswer) -> str | None:
     if audit.prompt_differs:
         return "prompt_tokens_differ"
     if audit.other_sampler:
-        return "sampler_not_followed"
+        return NOT_FOLLOWED
     if linkage.is_drawn(audit.prob) and not linkage.follows(audit.scores.exact_match, audit.prob):
-        return "sampler_not_followed"
+        return NOT_FOLLOWED
     return None

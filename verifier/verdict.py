@@ -27,6 +27,10 @@ from verifier.faults import ANSWER_TOKENS, FAULTS, growth, nearest, power, price
 RULED_OUT = ("4-bit weights", "fp8 weights")
 POWER = 0.95
 FEWEST_REQUESTS = 5
+NOT_FOLLOWED, NOISE_LOST = "sampler_not_followed", "noise_lost"
+"""Reasons why seeded detectors set an answer, or its end, aside."""
+LARGEST_SET_ASIDE = 0.1
+"""Share of the requests; a cheat may hide in answers that follow no noise."""
 INTERVAL_ALPHA = 0.05
 
 
@@ -160,16 +164,18 @@ def _word(
         return ("unsupported", by_count) if skipped else ("inconclusive", ("no_data",))
     if not identified:
         return "unsupported", (why_not,)
-    lacking = _lacking(evidence, total, powers)
+    lacking = _lacking(evidence, total, powers, skipped.get(NOT_FOLLOWED, 0) + skipped.get(NOISE_LOST, 0))
     return ("inconclusive", (lacking,)) if lacking else ("consistent", ("within_band",))
 
 
-def _lacking(evidence: Evidence, total: Total, powers: tuple[FaultPower, ...]) -> str | None:
+def _lacking(evidence: Evidence, total: Total, powers: tuple[FaultPower, ...], set_aside: int) -> str | None:
     """Code of what `consistent` still lacks."""
     if total.log_e > -math.log(evidence.alpha) / 2:
         return "evidence_growing"
     if evidence.sequences < FEWEST_REQUESTS:
         return "too_few_requests"
+    if set_aside > LARGEST_SET_ASIDE * evidence.sequences:
+        return "too_many_set_aside"
     weak = any(entry.power < POWER for entry in powers if entry.fault in RULED_OUT)
     return "too_few_tokens" if weak else None
 
@@ -198,7 +204,13 @@ def _effect(name: str, evidence: Evidence, band: Band) -> Effect:
 
 
 def _fault_powers(evidence: Evidence, band: Band, used: tuple[str, ...]) -> list[FaultPower]:
-    """Of every named fault; before the first token, as if all detectors of the band were used."""
+    """Of every named fault; before the first token, as if all detectors of the band were used.
+
+    Tokens that only seed-free detectors could judge say little of faults, and are not counted beside the others.
+    """
+    judged = max((evidence.counts[name] for name in used), default=0)
+    if any(name not in SEED_FREE for name in used):
+        judged = evidence.counts["mismatch"]
     known: dict[str, Any] = {
         "alpha": evidence.alpha,
         "detectors": used or tuple(name for name in NAMES if band.typical[name] < HIGHEST_BOUND),
@@ -207,7 +219,7 @@ def _fault_powers(evidence: Evidence, band: Band, used: tuple[str, ...]) -> list
     return [
         FaultPower(
             fault=fault.name,
-            power=power(fault, band, evidence.tokens, **known),
+            power=power(fault, band, judged, **known),
             tokens_for_90_percent=tokens_for(fault, band, **known),
             source=fault.source,
         )
