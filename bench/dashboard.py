@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import psutil
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -66,7 +68,7 @@ def main() -> None:
             case = asyncio.run(measure(kind, url, options.audits, options.requests))
             save_case("dashboard", case)
             for name, page in case["pages"].items():
-                took = f"p50 {page['p50_ms']:7.1f} ms   p95 {page['p95_ms']:7.1f} ms"
+                took = f"p50 {page['p50_ms']:7.1f}   p95 {page['p95_ms']:7.1f}   CPU {page['cpu_ms']:6.1f} ms"
                 print(f"{kind:9} {name:22} {took}   {page['bytes']:7} bytes")
             print(f"{kind:9} first loads: {case['first_load_bytes']}; generated in {case['generated_seconds']:.0f} s")
 
@@ -92,19 +94,19 @@ async def measure(kind: str, url: str, audits: int, requests: int) -> dict[str, 
     async with open_database(url) as database:
         await generate(database, kind, audits)
     generated = time.perf_counter() - began
-    async with serving(url) as address, aiohttp.ClientSession(auto_decompress=False) as client:
+    async with serving(url) as (address, servers), aiohttp.ClientSession(auto_decompress=False) as client:
         streams = await fetched(client, f"{address}/api/v1/streams.json")
         recent = await fetched(client, f"{address}/api/v1/exchanges?limit=500&auditing=verified")
         pages = {}
         for name, paths in asked(streams["rows"], recent["rows"], requests).items():
-            pages[name] = await timed(client, address, paths)
+            pages[name] = await timed(client, address, paths, servers)
         loads = {}
         for name, path in first_pages(streams["rows"], recent["rows"]):
             loads[name] = await first_load(client, address, path)
     return {
         "case": f"{kind}, {audits} audits", "audits": audits, "requests_per_page": requests, "pages": pages,
         "first_load_bytes": loads, "generated_seconds": generated,
-        "worst_p95_ms": max(page["p95_ms"] for page in pages.values()),
+        "worst_p95_ms": max(page["p95_ms"] for page in pages.values()), "load_average": os.getloadavg()[0],
     }  # fmt: skip
 
 
@@ -145,15 +147,30 @@ def stream_query(stream: dict[str, Any]) -> str:
     return urlencode({name: stream[name] for name in ("upstream", "model", "reference", "sampler")})
 
 
-async def timed(client: aiohttp.ClientSession, address: str, paths: list[str]) -> dict[str, Any]:
+async def timed(
+    client: aiohttp.ClientSession, address: str, paths: list[str], servers: list[psutil.Process]
+) -> dict[str, Any]:
     seconds, size = [], 0
     await got(client, address + paths[0])
+    spent = cpu_seconds(servers)
     for path in paths:
         began = time.perf_counter()
         size = max(size, len(await got(client, address + path)))
         seconds.append(time.perf_counter() - began)
+    cpu = (cpu_seconds(servers) - spent) / len(paths)
     cuts = statistics.quantiles(seconds, n=20)
-    return {"p50_ms": 1e3 * cuts[9], "p95_ms": 1e3 * cuts[18], "max_ms": 1e3 * max(seconds), "bytes": size}
+    times = {"p50": cuts[9], "p95": cuts[18], "max": max(seconds), "cpu": cpu}
+    return {**{f"{name}_ms": round(1e3 * value, 1) for name, value in times.items()}, "bytes": size}
+
+
+def cpu_seconds(servers: list[psutil.Process]) -> float:
+    """CPU time of the dashboard, and of Postgres with its backends: what other work on the machine does not change."""
+    spent = 0.0
+    for server in servers:
+        for process in [server, *server.children()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spent += sum(process.cpu_times()[:2])
+    return spent
 
 
 async def first_load(client: aiohttp.ClientSession, address: str, path: str) -> int:
@@ -181,8 +198,8 @@ async def fetched(client: aiohttp.ClientSession, url: str) -> Any:
 
 
 @asynccontextmanager
-async def serving(url: str) -> AsyncIterator[str]:
-    """`seedproof dashboard serve` as its own process."""
+async def serving(url: str) -> AsyncIterator[tuple[str, list[psutil.Process]]]:
+    """`seedproof dashboard serve` as its own process: its address, and all processes that serve."""
     folder = Path(tempfile.mkdtemp(prefix="seedproof-bench-"))
     (folder / "c.toml").write_text(
         f'store = "{url}"\n[seed]\nsecret_env = "S"\n[dashboard]\nlisten = "127.0.0.1:0"\n'
@@ -196,11 +213,19 @@ async def serving(url: str) -> AsyncIterator[str]:
     try:
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
-        yield line.split()[-1]
+        yield line.split()[-1], [psutil.Process(process.pid), *postgres_of(url)]
     finally:
         process.terminate()
         process.wait(30)
         shutil.rmtree(folder)
+
+
+def postgres_of(url: str) -> list[psutil.Process]:
+    """The server behind a URL of `database_of`."""
+    found = re.search(r"host=(\S+)", url)
+    if found is None:
+        return []
+    return [psutil.Process(int((Path(found[1]) / "data/postmaster.pid").read_text().split()[0]))]
 
 
 async def generate(database: Database, kind: str, audits: int) -> None:
