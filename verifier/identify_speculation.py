@@ -22,16 +22,18 @@ from verifier.samplers.contract import GumbelContract
 from verifier.samplers.drafters import DRAFTERS, NgramDrafter, plan
 from verifier.samplers.names import ContractName, parse, render
 from verifier.samplers.torch_cuda import CudaRace
+from verifier.samplers.vllm_v2 import era
 from verifier.scoring import clamp_temperature, score
 from verifier.speculation import Consistency, consistency
 
 REASON = "speculative_decoding"
 _BEGUN = 4.0  # nats
 _HEAD = 12  # tokens of an answer that a speculating V1 draws in step, before its first draft
+_TAIL = 24  # tokens at an answer's end: those of 4-bit weights are worth some 8 nats there, others lose 2
 _CONSISTENT = 0.96
 """Share of consistent tokens from which on V2's rules verify an answer: drafts that were sampled leave 0.94 at most."""
 _SLACK = 0.02  # of a match rate: what rounding turns of the drafts that the rules allow either way
-_DRAFT_PLACE, _DRAFT_STEPS = 2**30, range(4)
+_DRAFT_PLACE, _DRAFT_STEPS = 2**30, {"E": range(1), "F": range(4)}
 """Where V2 draws its drafts since 0.29: this far behind the target's noise; since 0.33 with the step in the seed."""
 
 
@@ -52,11 +54,20 @@ def _under_v1(
         base = V1
         if bet(base, 0, [each.head(_HEAD) for each in pieces]).ranked().evidence < _BEGUN:
             return None
+    if _ends_in_step(base, pieces):
+        return None
     best = max((one.ranked() for one in _ngram_bets(base, pieces)), key=lambda r: r.evidence, default=None)
     known = found.evidence if found.contract else 0.0
     if best and best.evidence >= known + needed and best.match_rate >= IN_STEP:
         return _led_by(best, found)
     return None
+
+
+def _ends_in_step(base: str, pieces: Sequence[Piece]) -> bool:
+    """Whether every answer still follows V1's own draws at its end: one step with drafts would have shifted it."""
+    whole, ends = bet(base, 0, pieces), np.cumsum([len(each.logits) for each in pieces])
+    tails = [slice(end - min(_TAIL, len(each.logits)), end) for end, each in zip(ends, pieces, strict=True)]
+    return all(ratio(whole.match[tail], whole.chances[tail]) > 0.0 for tail in tails)
 
 
 def _under_v2(
@@ -140,8 +151,11 @@ def _proposed(standing: Sequence[Consistency]) -> float:
 
 def _drawn_as_drafts(base: str, pieces: Sequence[Piece]) -> float:
     """Nats for "the tokens that miss the race are a drafter's draws", at the best place where drafts are drawn."""
+    steps = _DRAFT_STEPS.get(era(parse(base).version))
+    if steps is None:
+        return -np.inf
     standing = [_consistency(base, each) for each in pieces]
-    return max(_at_step(base, step, pieces, standing) for step in _DRAFT_STEPS)
+    return max(_at_step(base, step, pieces, standing) for step in steps)
 
 
 def _at_step(base: str, step: int, pieces: Sequence[Piece], standing: Sequence[Consistency]) -> float:
