@@ -72,6 +72,8 @@ golden: $(STAMP)  ## match rates of the full golden files (GOLDEN=DIR; about ten
 	    --model demo --sampler vllm@0.26.0/v1 $(ARGS)
 	$(BIN)/seedproof verify $(GOLDEN)/temp11.jsonl --model demo --sampler vllm@0.26.0/v1 --temperature 1.0 $(ARGS)
 	$(BIN)/seedproof verify $(GOLDEN)/greedy.jsonl --model demo --sampler greedy $(ARGS)
+	$(BIN)/seedproof verify $(GOLDEN)/v1_spec.jsonl --model demo --sampler vllm@0.26.0/v1:ngram=2-3,drafts=3 $(ARGS)
+	$(BIN)/seedproof identify $(wildcard $(GOLDEN)/*.jsonl) --model demo
 	$(BIN)/seedproof verify $(foreach f,v2_plain v2_n4 v2_compiled v2_fp8,$(GOLDEN)/$f.jsonl) \
 	    --model demo --sampler vllm@0.26.0/v2 $(ARGS)
 
