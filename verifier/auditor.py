@@ -100,6 +100,7 @@ class Auditor:
                 logger.warning("audit of %s failed: %s", batch[0].id, error)
                 return {batch[0].id: error}
             if isinstance(error, VerifierError) and reference not in self._models:
+                logger.warning("reference %s cannot be used: %s", reference, error)
                 return {exchange.id: error for exchange in batch}
         results: Results = {}
         for exchange in batch:

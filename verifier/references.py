@@ -60,7 +60,10 @@ def torch_device(name: str) -> torch.device:
 
 
 def check_place(backend: str, device: str) -> None:
-    """Raise InputError at an unknown backend or device, and ReferenceUnreadable where there is no such GPU."""
+    """Raise InputError at an unknown backend or device, and ReferenceUnreadable where there is no such GPU.
+
+    GPUs are counted without a call of CUDA: after one, as of torch.cuda.is_available, vLLM's engine cannot be forked.
+    """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is not known: use one of {', '.join(BACKENDS)}")
     if device == "cpu":
@@ -68,7 +71,7 @@ def check_place(backend: str, device: str) -> None:
     if not re.fullmatch(r"cuda(:\d+)?", device):
         raise InputError(f"device {device!r} is not known: use cpu, cuda, or one GPU of several as in cuda:1")
     number = int(device.partition(":")[2] or 0)
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = torch.cuda.device_count()
     if number >= found:
         raise ReferenceUnreadable(
             f"device {device!r} needs a GPU that torch {torch.__version__} can use, and it finds {found or 'none'}: "

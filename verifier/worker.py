@@ -93,10 +93,11 @@ class Worker:
                     asked = [found[claim.exchange_id] for claim in batch]
                     results = await self._executor.audit(reference, asked, now=_now())
                 await self._finish(batch, results)
+                done = [exchange for exchange in asked if not isinstance(results[exchange.id], Exception)]
+                self._pace.add([size_of(exchange.request, exchange.response) for exchange in done])
         except asyncio.CancelledError:
             await self._give_back(claims)
             raise
-        self._pace.add([size_of(exchange.request, exchange.response) for exchange in found.values()])
         await self._tell()
         return len(claims)
 
