@@ -60,14 +60,14 @@ QUICK = (Case("json_1", "json", 1, 1500), Case("json_64", "json", 64, 4000), Cas
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three cases and no LiteLLM: under a minute")
-    parser.add_argument("--gateways", help="comma-separated: bare_proxy, seedproof, litellm")
+    parser.add_argument("--gateways", help="comma-separated: bare_proxy, seedproof, seedproof_fast, litellm")
     parser.add_argument("--litellm", type=Path, default=Path.home() / ".cache/seedproof/litellm")
     parser.add_argument("--nice", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="write bench/results/proxy.json")
     args = parser.parse_args()
     if args.nice:
         os.nice(args.nice)
-    names = args.gateways.split(",") if args.gateways else ["bare_proxy", "seedproof"]
+    names = args.gateways.split(",") if args.gateways else ["bare_proxy", "seedproof", "seedproof_fast"]
     if not args.gateways and not args.quick:
         names.append("litellm")
     result = run(names, QUICK if args.quick else CASES, args.litellm)

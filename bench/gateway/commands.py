@@ -43,18 +43,15 @@ def free_ports(count: int) -> list[int]:
 
 def gateways(scratch: Path, litellm: Path, providers: dict[str, int]) -> dict[str, Gateway]:
     """All of them, before the providers at these ports; LiteLLM only where its environment is."""
-    bare, ours, theirs = free_ports(3)
+    bare, ours, fast, theirs = free_ports(4)
     known = {
         "bare_proxy": Gateway(
             "bare_proxy", [sys.executable, "-m", "bench.gateway.bare", "--port", str(bare), *(
                 f"--to={kind}=http://127.0.0.1:{port}" for kind, port in providers.items()
             )], bare, "/nothing",
         ),
-        "seedproof": Gateway(
-            "seedproof",
-            [sys.executable, "-m", "seedproof", "serve", "--config", str(_seedproof(scratch, ours, providers))], ours,
-            "/healthz", environment={"BENCH_SEED": "a seed secret for benchmarks"},
-        ),
+        "seedproof": _ours("seedproof", scratch, ours, providers, journal="strict"),
+        "seedproof_fast": _ours("seedproof_fast", scratch, fast, providers, journal="fast"),
     }
     program = litellm / "bin/litellm"
     if program.exists():
@@ -71,10 +68,14 @@ def gateways(scratch: Path, litellm: Path, providers: dict[str, int]) -> dict[st
     return known
 
 
-def _seedproof(scratch: Path, own: int, providers: dict[str, int]) -> Path:
-    """Everything on: every exchange is recorded in SQLite, forced, and given a job."""
+def _ours(name: str, scratch: Path, own: int, providers: dict[str, int], *, journal: str) -> Gateway:
+    """Everything on: every exchange is journaled, recorded in SQLite, forced, and given a job.
+
+    With a `strict` journal an answer's last bytes wait for the disk, so latency at concurrency 1 is that of its sync.
+    """
     lines = [
-        f'listen = "127.0.0.1:{own}"', f'store = "sqlite:///{scratch}/audit.db"', "[seed]", 'secret_env = "BENCH_SEED"',
+        f'listen = "127.0.0.1:{own}"', f'store = "sqlite:///{scratch}/{name}.db"',
+        "[seed]", 'secret_env = "BENCH_SEED"', "[journal]", f'mode = "{journal}"',
     ]
     for kind, port in providers.items():
         lines += [
@@ -82,9 +83,10 @@ def _seedproof(scratch: Path, own: int, providers: dict[str, int]) -> Path:
             "prefix_only = true", "audit_rate = 1.0", "[upstreams.sampling]", "temperature = 1.0", "top_p = 1.0",
             "[upstreams.models.m]", 'reference = "demo"', 'sampler = "vllm@0.26.0/v2"',
         ]
-    path = scratch / "seedproof.toml"
+    path = scratch / f"{name}.toml"
     path.write_text("\n".join(lines) + "\n")
-    return path
+    command = [sys.executable, "-m", "seedproof", "serve", "--config", str(path)]
+    return Gateway(name, command, own, "/healthz", environment={"BENCH_SEED": "a seed secret for benchmarks"})
 
 
 def _litellm(scratch: Path, providers: dict[str, int]) -> Path:
