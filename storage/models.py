@@ -197,6 +197,10 @@ class Job(Base):
         Index("ix_jobs_due", "turn", "id", **_partial("state = 'todo'")),
         Index("ix_jobs_due_by_reference", "reference", "turn", "id", **_partial("state = 'todo'")),
         Index("ix_jobs_due_by_upstream", "upstream", "turn", **_partial("state = 'todo'")),
+        Index(
+            "ix_jobs_unfinished", "state", "upstream", "reference", "created_at",
+            **_partial("state IN ('todo', 'leased')"),
+        ),
         Index("ix_jobs_leased", "lease_until", **_partial("state = 'leased'")),
     )
 
@@ -247,8 +251,8 @@ class Audit(Base):
         Index("ix_audits_upstream_created_at", "upstream", "created_at"),
         Index("ix_audits_created_at", "created_at"),
         Index(
-            "ix_audits_verified", "upstream", "created_at", "model", "reference", "sampler", "tokens",
-            "exact_matches", "outside_support", **_partial("verdict_status = 'verified'"),
+            "ix_audits_verified", "created_at", "upstream", "tokens", "exact_matches", "outside_support",
+            **_partial("verdict_status = 'verified'"),
         ),
         Index("ix_audits_worst", "exact_match_rate", **_partial("verdict_status = 'verified' AND tokens >= 20")),
         Index("ix_audits_stream", "upstream", "model", "reference", "sampler", "stream_position", unique=True),
