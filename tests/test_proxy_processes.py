@@ -49,13 +49,21 @@ class Served:
         self.process, self.address, self.path, self.store = process, f"http://127.0.0.1:{port}", path, store
 
     def children(self):
-        return [child for child in psutil.Process(self.process.pid).children() if "spawn_main" in str(child.cmdline())]
+        return [child for child in psutil.Process(self.process.pid).children() if is_serving(child)]
 
     async def exchanges(self):
         async with open_database(f"sqlite:///{self.store}") as database, database.reading() as session:
             from sqlalchemy import select
 
             return list(await session.scalars(select(Exchange)))
+
+
+def is_serving(child):
+    """Whether it is one of the server's processes; one that died and that its parent has not noticed yet is not."""
+    try:
+        return "spawn_main" in str(child.cmdline())
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return False
 
 
 @asynccontextmanager
