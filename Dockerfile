@@ -1,6 +1,7 @@
 # Two images:
 #   docker build --target proxy -t seedproof-proxy .   the proxy alone, without torch
-#   docker build --target full -t seedproof .          proxy and verifier; --build-arg TORCH_INDEX=URL chooses torch's build
+#   docker build --target full -t seedproof .          proxy and verifier; --build-arg TORCH_INDEX=URL chooses torch's build,
+#                                                      --build-arg EXTRAS=cpu,postgres,ray is for workers in a Ray cluster
 # Mount the configuration at /etc/seedproof/seedproof.toml; it must listen on 0.0.0.0:8080. A SQLite store and the
 # model cache live in the volume /var/lib/seedproof. A plain worker answers no health check: run it with
 #   docker run --no-healthcheck seedproof worker …
@@ -25,7 +26,8 @@ RUN python -m venv --without-pip /opt/seedproof \
     && pip --python /opt/seedproof/bin/python install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
         --find-links /wheels --constraint /wheels/constraints.txt "torch==$TORCH"
 COPY . .
-RUN pip --python /opt/seedproof/bin/python install --no-index --find-links /wheels '.[cpu,postgres]'
+ARG EXTRAS=cpu,postgres
+RUN pip --python /opt/seedproof/bin/python install --no-index --find-links /wheels ".[$EXTRAS]"
 
 FROM python:${PYTHON}-slim AS base
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/seedproof seedproof

@@ -9,7 +9,7 @@ GOLDEN ?= ../shared/golden
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.stamp
-EXTRAS := cpu postgres demo dev
+EXTRAS := cpu postgres demo ray dev
 # vLLM and llama.cpp for the tests: an environment of their own, kept outside the clone.
 ENGINES := $(or $(SEEDPROOF_ENGINES),$(HOME)/.cache/seedproof/engines)
 ENGINES_STAMP := $(ENGINES)/.stamp
@@ -25,8 +25,8 @@ SDKS := $(or $(SEEDPROOF_SDKS),$(HOME)/.cache/seedproof/sdks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test engines test-engines test-browser screenshots check chaos bench golden verdicts golden-text sdks \
-    test-sdks fuzz lock lock-engines lock-sdks clean
+.PHONY: help setup demo test test-docs test-ray engines test-engines test-browser screenshots check chaos bench golden verdicts golden-text sdks \
+    test-sdks test-install fuzz lock lock-engines lock-sdks clean
 
 help:  ## print this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "make %-13s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,14 +37,23 @@ setup: $(STAMP)  ## build .venv with the locked versions and the seedproof comma
 demo: $(STAMP)  ## run the whole thing: two providers, the proxy, the worker (ARGS=--once exits)
 	$(BIN)/seedproof demo $(ARGS)
 
-test: $(STAMP)  ## run the tests that need neither a GPU nor an inference engine
-	$(BIN)/pytest -m "not engine and not gpu and not sdk and not browser" $(ARGS)
+test: $(STAMP)  ## run the tests that need neither a GPU nor an inference engine, in two processes (ARGS=-n0: in one)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not gpu and not sdk and not browser and not ray and not install and not docs" $(ARGS)
+
+test-docs: $(STAMP)  ## run every command of the documents, in a stack that was set up for it (two minutes)
+	$(BIN)/pytest -m docs $(ARGS)
+
+test-ray: $(STAMP)  ## run the workers' tests in Ray clusters of several nodes on this machine (three minutes)
+	$(BIN)/pytest -m ray $(ARGS)
 
 engines: $(ENGINES_STAMP)  ## build the inference engines for test-engines (2.5 GB, outside the clone)
 
 test-engines: $(STAMP)  ## run the tests against real inference engines; CI fails where they cannot be built
 	@$(MAKE) --no-print-directory engines || [ -z "$$CI" ]
 	SEEDPROOF_ENGINES='$(ENGINES)' $(BIN)/pytest -m engine $(ARGS)
+
+test-install: $(STAMP)  ## install wheel and sdist into empty environments (ARGS='-k "not extra"' leaves out torch's)
+	$(BIN)/pytest -m install $(ARGS)
 
 sdks: $(SDKS)/.stamp  ## build the environments of the clients for test-sdks (outside the clone)
 
@@ -85,7 +94,7 @@ verdicts: $(STAMP)  ## verdicts on the golden files, calibrated on half of the h
 	    $(foreach f,int4 fp8 temp11 honest_bf16_seq,$(GOLDEN)/$f.jsonl) $(GOLDEN)/v2_plain.jsonl@vllm@0.26.0/v2 \
 	    --temperature 1.0 --model demo --sampler vllm@0.26.0/v1 $(ARGS)
 
-chaos: $(STAMP)  ## kill proxies, writers and workers under load; nothing may be lost or doubled (half an hour)
+chaos: $(STAMP)  ## kill proxies, writers and workers under load; nothing may be lost or doubled (an hour)
 	$(BIN)/python -m bench.chaos --json bench/results/chaos.json $(ARGS)
 
 bench: $(STAMP)  ## run the benchmarks that need only a CPU

@@ -30,6 +30,7 @@ from verifier.demo_commands import demo_command, model_group
 from verifier.errors import InputError, VerifierError
 from verifier.evidence_commands import calibrate_command, evaluate_command, report_command
 from verifier.identify_command import identify_command
+from verifier.reverify_command import reverify_command
 
 if TYPE_CHECKING:
     from proxy.config import ProxyConfig
@@ -58,7 +59,9 @@ def serve_command(
 
     if with_worker and processes > 1:
         raise ConfigError("--with-worker is for one process; run seedproof worker beside several")
-    check_contracts(load_config(Path(path)))
+    config = load_config(Path(path))
+    check_contracts(config)
+    upgrade_apart(config.store)
     if rules is not None and not with_worker:
         raise ConfigError("the worker watches for alerts: give --alerts to it, or add --with-worker")
     if not with_worker:
@@ -66,8 +69,8 @@ def serve_command(
         return
     from verifier.commands import run_worker
 
-    store, directories = load_config(Path(path)).store, named_directories(references)
-    run_serve(Path(path), alongside=lambda: run_worker(store, directories, rules=rules))
+    directories = named_directories(references)
+    run_serve(Path(path), alongside=lambda: run_worker(config.store, directories, rules=rules))
 
 
 def check_contracts(config: ProxyConfig) -> None:
@@ -105,6 +108,17 @@ print(json.dumps(unknown))
 """
 
 
+def upgrade_apart(store: str) -> None:
+    """Bring the tables up to date in another process, as Alembic's 11 MB would stay with the proxy.
+
+    What fails here fails again where the proxy opens its database, with its reason.
+    """
+    import subprocess
+
+    command = [sys.executable, "-c", "from storage.commands import db; db(['upgrade'])"]
+    subprocess.run(command, env={**os.environ, "SEEDPROOF_STORE": store}, capture_output=True, check=False)  # noqa: S603
+
+
 @cli.command("erase")
 @click.option("--config", "path", type=click.Path(dir_okay=False), required=True, help="The proxy's TOML file.")
 @click.option("--user", required=True, help="As the requests' `user` field named the person.")
@@ -136,10 +150,11 @@ def erase_command(path: str, user: str) -> None:
 @click.option("--name", help="The model's name for clients; the directory's unless told.")
 @click.option("--sampler", default="vllm@0.26.0/v2", show_default=True, help="Contract that decides the tokens.")
 @click.option("--cheat", "cheats", multiple=True, help="int4, temperature=X, system-prompt=TEXT, ignore-seed, …")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(1, 65535), default=8101, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8101, show_default=True, help="Of that address.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+              help="Of its weights.")  # fmt: skip
 def provider_command(
     model: str, name: str | None, sampler: str, cheats: tuple[str, ...], host: str, port: int, device: str, dtype: str
 ) -> None:
@@ -211,21 +226,25 @@ def _examination(exchanges: Sequence[Exchange], reference: str) -> dict[str, obj
 @click.option("--from-traffic", is_flag=True, help="Prompts of the newest recorded exchanges.")
 @click.option("--pace", type=click.FloatRange(min=0, min_open=True), default=6, show_default=True, help="Per minute.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 for engines without seeds: a weaker, greedy check.")
+@click.option("--proxy", "address", help="A running proxy, http://127.0.0.1:8080, instead of one in this process.")
 @click.option("--state", type=click.Path(dir_okay=False), default="probe.state", show_default=True, help="To resume.")
 @click.option("--audit", is_flag=True, help="Work off the queue here afterwards, instead of by a worker elsewhere.")
 @click.option("--reference", "references", multiple=True, metavar="NAME=DIR", help="For --audit.")
 @json_option
 def probe_command(
     path: str, name: str, model: str, requests: int, tokens: int, file: str | None, from_traffic: bool, pace: float,
-    temperature: float | None, state: str, audit: bool, references: tuple[str, ...], json_path: str | None,
+    temperature: float | None, address: str | None, state: str, audit: bool, references: tuple[str, ...],
+    json_path: str | None,
 ) -> None:  # fmt: skip
     """Send private prompts that look like traffic, and report on exactly these exchanges.
 
     They take the proxy's own path to the provider: same policy, seeds and fields, by the official SDK, at random times,
-    lengths and modes. Interrupted, it goes on where it stopped.
+    lengths and modes. Interrupted, it goes on where it stopped. With --proxy the configuration is that proxy's: its
+    audit rate holds for probes too, and OPENAI_API_KEY is a client's key where it has clients.
     """
     import asyncio
     import random
+    from contextlib import nullcontext
     from pathlib import Path
 
     from proxy import probe_calls
@@ -236,15 +255,19 @@ def probe_command(
     config = load_config(Path(path))
     upstream, chance = named(config.upstreams, name), random.SystemRandom()
     probing = probe_calls.for_probes(config, upstream, model, temperature=temperature)
+    if address is not None and temperature is not None:
+        raise click.UsageError("a running proxy forces its own temperature: leave out --proxy, or --temperature")
     own = read_prompts(Path(file).read_text(encoding="utf-8").splitlines(), file) if file else None
 
     async def run() -> tuple[list[str], list[StreamReport]]:
         prompts = await probe_calls.recent_conversations(config.store, name, model) if from_traffic else own
-        async with probe_calls.own_proxy(probing) as address:
+        async with probe_calls.own_proxy(probing) if address is None else nullcontext(address) as place:
             ids = await probe_calls.send(
-                address, name, model, requests=requests, max_tokens=tokens, per_minute=pace, state=Path(state),
+                place, name, model, requests=requests, max_tokens=tokens, per_minute=pace, state=Path(state),
                 prompts=prompts, api_key=os.environ.get("OPENAI_API_KEY", "unused"), chance=chance,
             )  # fmt: skip
+        if address is not None:
+            await probe_calls.recorded(config.store, ids)
         if audit:
             from verifier.commands import run_worker
 
@@ -266,16 +289,15 @@ async def _reports_of(store: str, upstream: str, ids: Sequence[str]) -> list[Str
 def _tell_probes(
     ids: Sequence[str], reports: Sequence[StreamReport], *, greedy: bool, json_path: str | None
 ) -> None:
-    from rich.console import Console
-
     from verifier.report import as_json, as_table
+    from verifier.terminal import console
 
     if json_path != "-":
         audited = sum(report.verdict.requests for report in reports)
         click.echo(f"{len(ids)} exchanges, {audited} of them audited")
         if greedy:
             click.echo("at temperature 0: of the weights and the prompt only; says nothing of the sampler")
-        Console().print(as_table(reports))
+        console().print(as_table(reports))
     write_json(json_path, {"exchanges": list(ids), "greedy": greedy, **as_json(reports)})
 
 
@@ -284,6 +306,7 @@ cli.add_command(identify_command)
 cli.add_command(worker_command)
 cli.add_command(calibrate_command)
 cli.add_command(report_command)
+cli.add_command(reverify_command)
 cli.add_command(evaluate_command)
 cli.add_command(model_group)
 cli.add_command(demo_command)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.run import circumstances
 from verifier.band import SHIPPED, Band
 from verifier.detectors import NAMES
 from verifier.faults import FAULTS, tokens_for
@@ -46,8 +47,8 @@ class Load:
     upstreams: int = 20
     prompt_tokens: float = 512.0
     output_tokens: float = 256.0
-    exchange_bytes: float = 5_000.0
-    audit_bytes: float = 2_500.0
+    exchange_bytes: float = 7_500.0
+    audit_bytes: float = 3_800.0
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,8 @@ def main() -> None:
     result = _report(load, given.tokens_per_second or measured_speed(), given)
     _table(result["rates"])
     if given.save:
-        (RESULTS / "capacity.json").write_text(json.dumps(result, indent=1) + "\n")
+        kept = {**result, **circumstances()}
+        (RESULTS / "capacity.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

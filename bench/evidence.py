@@ -35,7 +35,7 @@ from verifier.band import HIGHEST_BOUND, IS_RATE, Band
 from verifier.calibration import fit
 from verifier.detectors import DETECTORS, NAMES, SURPRISE, Floats, Scores, SequenceScores, statistics
 from verifier.drift import Drift, watch
-from verifier.evidence import ODDS, Evidence, log_start_prior, mix, start, wealth_paths
+from verifier.evidence import ODDS, Evidence, judging, log_start_prior, mix, start, wealth_paths
 from verifier.faults import FAULTS, Fault
 
 LENGTH = 200
@@ -147,7 +147,7 @@ def weigh(
     wealth: Floats, scores: Scores, band: Band, detectors: tuple[str, ...], sequence: int, alpha: float
 ) -> tuple[Floats, np.ndarray]:
     """`Evidence.update` of many streams: wealth after the sequence, and which streams reached 1/α within it."""
-    paths = wealth_paths(wealth, scores, band, detectors)
+    paths = wealth_paths(wealth, scores, band, judging(scores.entropy.shape[-1], detectors))
     # a mean of wealths reaches 1/α only where one of them does
     hits = paths.max(axis=(-3, -2, -1)) >= -math.log(alpha) - 0.01
     hits[hits] = (mix(paths[hits], sequence + 1) >= -math.log(alpha)).any(-1)

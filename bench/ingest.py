@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -35,23 +37,36 @@ from storage.writer import DatabaseTarget, Writer
 from tests.databases import find_postgres, postgres_server
 
 WAITING = 64
+DISTINCT = 256
+"""So many contents are made before the clock runs."""
 
 
 def exchange(size: int, number: int) -> NewExchange:
     """An audited exchange whose record has about `size` bytes."""
-    words = "word " * max(1, (size - 1400) // 10)
+    asked, answered, token_ids = content(max(1, (size - 1250) // 2), number % DISTINCT)
     return NewExchange(
         id=str(uuid_utils.uuid7()), created_at=datetime.now(timezone.utc), upstream=f"up{number % 4}",
         endpoint="/v1/chat/completions", model="m", streamed=False, status=200, outcome="complete",
         first_byte_seconds=0.1, total_seconds=0.5, audit=True, reference="reference", sampler="vllm@0.26.0/v2",
-        request={"model": "m", "messages": [{"role": "user", "content": words}], "max_tokens": 64},
+        request={"model": "m", "messages": [{"role": "user", "content": asked}], "max_tokens": 64},
         forced={"seed": 7, "temperature": 1.0, "top_p": 1.0}, overridden={},
-        response={"choices": [{"index": 0, "text": words, "token_ids": list(range(1000, 1150))}], "usage": {}},
-    )
+        response={"choices": [{"index": 0, "text": answered, "token_ids": token_ids}], "usage": {}},
+    )  # fmt: skip
+
+
+@functools.cache
+def content(characters: int, number: int) -> tuple[str, str, list[int]]:
+    """A question, an answer and its token ids that compress about as real ones do: words of this project's pages."""
+    draw = random.Random(number)
+    words = (ROOT / "README.md").read_text().split()
+    asked, answered = (" ".join(draw.choices(words, k=characters))[:characters] for _ in range(2))
+    return asked, answered, [draw.randrange(50_000) for _ in range(150)]
 
 
 async def produce(directory: Path, count: int, size: int) -> None:
     """One proxy process, reduced to what it does for the record: pack, append, wait."""
+    for number in range(DISTINCT):
+        exchange(size, number)
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     left = iter(range(count))
@@ -72,13 +87,12 @@ async def write(directory: Path, store: str, count: int) -> None:
         writer = Writer(DatabaseTarget(database), directory)
         print("ready", flush=True)
         used = time.process_time()
-        async with writer.turn():
-            while writer.recorded < count:
-                if not await writer.step():
-                    await asyncio.sleep(0.005)
-            while segments(directory):
-                await writer.step()
+        running = asyncio.create_task(writer.run())
+        while writer.recorded < count or segments(directory):  # noqa: ASYNC110 (as whoever watches from outside)
+            await asyncio.sleep(0.01)
         print(time.process_time() - used)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:

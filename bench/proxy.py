@@ -2,7 +2,9 @@
 pass-through, and LiteLLM's proxy where it is installed; all in front of the same provider.
 
 CPU time is of the gateway's processes and holds on a shared machine; latencies are the client's own, minus those of
-direct calls in the same run, and want an idle one (`--nice -10` where others work). "A core" is a second of CPU time.
+direct calls in the same run, and want an idle one (`chrt --fifo 1 python -m bench.proxy` where others work). "A core"
+is a second of CPU time. `disk` is what a sync of this disk takes by itself: with a `strict` journal an answer waits
+for one.
 
     usage: python -m bench.proxy [--quick] [--gateways NAME,…] [--litellm DIR] [--nice N] [--save]
     LiteLLM: python3 -m venv DIR && DIR/bin/pip install 'litellm[proxy]==1.106.2'
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.gateway import disk
 from bench.gateway.commands import CHUNKS, KINDS, Gateway, free_ports, gateways
 
 ROOT = Path(__file__).parents[1]
@@ -45,8 +48,8 @@ class Case:
     requests: int
 
     def times(self, share: float) -> Case:
-        """The same with fewer requests, at least three for each connection."""
-        return Case(self.name, self.kind, self.concurrency, max(3 * self.concurrency, int(self.requests * share)))
+        """The same with fewer requests, at least two for each connection."""
+        return Case(self.name, self.kind, self.concurrency, max(2 * self.concurrency, int(self.requests * share)))
 
 
 CASES = (
@@ -88,6 +91,7 @@ def run(names: list[str], cases: tuple[Case, ...], litellm: Path = Path("none"))
         known = gateways(Path(scratch), litellm, ports)
         direct = {case.name: load(case, f"http://127.0.0.1:{ports[case.kind]}/v1", []) for case in cases}
         rows += [{"gateway": "direct", "case": name, **seen} for name, seen in direct.items()]
+        syncs = disk.measure(Path(scratch))
         for gateway in (known[name] for name in names):
             probe = f"http://127.0.0.1:{gateway.port}{gateway.probe}"
             with started(gateway.command, gateway.environment, probe) as process:
@@ -96,14 +100,29 @@ def run(names: list[str], cases: tuple[Case, ...], litellm: Path = Path("none"))
                     rows.append(row)
                     print(json.dumps(row), file=sys.stderr, flush=True)
     summaries = {name: summary([row for row in rows if row["gateway"] == name]) for name in names}
-    return {**summaries, "cases": rows}
+    return {"disk": syncs, **summaries, "held": held(summaries), "cases": rows}
+
+
+def held(summaries: dict[str, dict[str, float]]) -> dict[str, bool]:
+    """What was promised of the proxy, and whether this run saw it; nothing of gateways that did not run."""
+    ours, theirs = summaries.get("seedproof"), summaries.get("litellm")
+    found = {} if ours is None else {
+        "requests_per_second_per_core >= 1500": ours["requests_per_second_per_core"] >= 1500,
+        "chunks_per_second_per_core >= 10000": ours["chunks_per_second_per_core"] >= 10_000,
+        "added_p50_ms <= 1": ours["added_p50_ms"] <= 1, "added_p99_ms <= 5": ours["added_p99_ms"] <= 5,
+        "rss_mb <= 150": ours["rss_mb"] <= 150, "errors == 0": ours["errors"] == 0,
+    }
+    if ours is not None and theirs is not None:
+        ratio = ours["requests_per_second_per_core"] / theirs["requests_per_second_per_core"]
+        found["requests_per_second_per_core >= 10 x litellm"] = ratio >= 10
+    return found
 
 
 def measure(gateway: Gateway, process: psutil.Process, case: Case, direct: dict[str, float]) -> dict[str, object]:
     """One case through one gateway: what the client saw, and what the gateway spent until it was idle again."""
     url = f"http://127.0.0.1:{gateway.port}{gateway.path(case.kind)}"
     model = gateway.model(case.kind)
-    load(Case(case.name, case.kind, case.concurrency, 2 * case.concurrency), url, gateway.headers, model)
+    load(Case(case.name, case.kind, case.concurrency, min(128, max(20, case.concurrency))), url, gateway.headers, model)
     settle(process)
     before = cpu_seconds(process)
     seen = load(case, url, gateway.headers, model)
@@ -120,13 +139,16 @@ def measure(gateway: Gateway, process: psutil.Process, case: Case, direct: dict[
 
 
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
-    """The figures that are compared: throughput at 64, latency at 1."""
+    """The figures that are compared: throughput at 64, latency at 1; `reads_per_chunk` is 1 where every chunk of a
+    paced stream came by itself."""
     by_case = {str(row["case"]): row for row in rows}
+    paced = by_case.get("paced_1", by_case["paced_64"])
     return {
         "requests_per_second_per_core": 1e6 / float(by_case["json_64"]["cpu_us_per_request"]),
         "added_p50_ms": float(by_case["json_1"]["added_p50_ms"]),
         "added_p99_ms": float(by_case["json_1"]["added_p99_ms"]),
         "chunks_per_second_per_core": float(by_case["paced_64"]["chunks_per_second_per_core"]),
+        "reads_per_chunk": float(paced["reads"]) / (CHUNKS * float(paced["requests"])),
         "rss_mb": max(float(row["rss_mb"]) for row in rows),
         "errors": sum(int(row["errors"]) for row in rows),
     }

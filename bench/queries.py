@@ -48,8 +48,8 @@ def audits(rows: int, moment: str, numbers: str) -> str:
         INSERT INTO audits ({_AUDIT})
         SELECT 'x' || i, 0, {moment}, 'up' || (i % 8), 'm', 'reference', 'vllm@0.26.0/v2',
                CASE WHEN i % 50 = 0 THEN 'unsupported' ELSE 'verified' END,
-               CASE WHEN i % 50 = 0 THEN 'empty_answer' END, 'given', 200, 200 - (i * 7919) % 40, 0, 0,
-               (200 - (i * 7919) % 40) / 200.0, 0.05, i / 8 + 1, '{{}}'
+               CASE WHEN i % 50 = 0 THEN 'empty_answer' END, 'given', 200, 200 - (i % 100003 * 7919) % 40, 0, 0,
+               (200 - (i % 100003 * 7919) % 40) / 200.0, 0.05, i / 8 + 1, '{{}}'
         FROM {numbers}"""
 
 

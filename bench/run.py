@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -16,19 +18,32 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 def save_case(name: str, case: Mapping[str, Any]) -> None:
-    """Put one case into bench/results/NAME.json, in place of an earlier run of it, with what it ran on."""
+    """Put one case into bench/results/NAME.json, in place of an earlier run of it, with what it ran on.
+
+    Processes that run cases side by side may share a file.
+    """
     path = ROOT / "bench" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    kept = json.loads(path.read_text())["cases"] if path.is_file() else []
-    cases = [one for one in kept if one["case"] != case["case"]]
-    path.write_text(json.dumps({"cases": [*cases, {**case, **circumstances()}]}, indent=1) + "\n")
+    found = {**case, **circumstances()}
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = json.loads(file.read() or '{"cases": []}')["cases"]
+        cases = [*(one for one in kept if one["case"] != case["case"]), found]
+        file.truncate(0)
+        file.write(json.dumps({"cases": cases}, indent=1) + "\n")
 
 
 def circumstances() -> dict[str, Any]:
-    """Date, commit (with `+` where the tree differs from it), processor and versions."""
+    """Date, commit (with `+` where the tree differs from it in more than results), processor and versions.
+
+    A tree without git is given its commit by the environment variable SEEDPROOF_COMMIT.
+    """
+    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!bench/results")
+    commit = os.environ.get("SEEDPROOF_COMMIT") or _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": commit,
         "hardware": f"{_processor()}, {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -26,8 +28,10 @@ from proxy.surface import Surface, not_found, own_faults
 from proxy.upstreams import Upstream
 from storage import retention
 from storage.database import Database, open_database
+from storage.errors import StorageError
+from storage.housekeeping import housekeeping
 from storage.journal import Journal
-from storage.writer import DatabaseTarget, Writer
+from storage.writer import DatabaseTarget, Target, Writer
 
 if TYPE_CHECKING:
     from proxy.metrics import Metrics
@@ -40,6 +44,7 @@ RECORDER = web.AppKey("RECORDER", Recorder)
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 SURFACE = web.AppKey("SURFACE", Surface)
 METRICS: web.AppKey[Metrics | None] = web.AppKey("METRICS")
+CHORES: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("CHORES")
 
 UPSTREAM_KEEPALIVE_SECONDS = 4.0
 """Below uvicorn's 5 s: a POST on a connection that the provider is just closing cannot be sent again."""
@@ -64,23 +69,32 @@ def make_app(config: ProxyConfig, *, observer: Observer | None = None) -> web.Ap
             app[DATABASE] = database
             await _keep_rules(database, config.upstreams)
             async with AsyncExitStack() as stack:
-                app[RECORDER] = recorder = await stack.enter_async_context(recording(config.journal, database))
+                target = DatabaseTarget(database) if metrics is None else metrics.measured(DatabaseTarget(database))
+                recorder = await stack.enter_async_context(recording(config.journal, database, target))
+                app[RECORDER] = recorder
+                if not config.journal.writer_apart:
+                    await stack.enter_async_context(housekeeping(database))
                 await stack.enter_async_context(beating(recorder, database, metrics))
                 session = await stack.enter_async_context(_session(config.limits))
                 app[SESSION] = session
                 app[FORWARDER] = Forwarder(session=session, recorder=recorder, observer=watcher)
                 app[SURFACE] = Surface(app[FORWARDER], watcher, config)
                 yield
+                await asyncio.gather(*app[CHORES])
 
-    app[METRICS] = metrics
+    async def ending(app: web.Application) -> None:
+        drain(app)
+        app[FORWARDER].ends_at = time.monotonic() + config.limits.shutdown_seconds
+
+    app[METRICS], app[CHORES] = metrics, set()
     app.cleanup_ctx.append(resources)
-    app.on_shutdown.append(_drain)
+    app.on_shutdown.append(ending)
     _add_routes(app)
     return app
 
 
 async def _keep_rules(database: Database, upstreams: Sequence[Upstream]) -> None:
-    """Tell `seedproof db purge` how long these upstreams' rows are kept."""
+    """Tell `storage.retention` how long these upstreams' rows are kept."""
     rules = [upstream.retention for upstream in upstreams if upstream.retention is not None]
     async with database.writing() as session:
         await retention.set_rules(session, [upstream.name for upstream in upstreams], rules)
@@ -89,13 +103,35 @@ async def _keep_rules(database: Database, upstreams: Sequence[Upstream]) -> None
 def reload(app: web.Application, running: ProxyConfig, new: ProxyConfig) -> ProxyConfig:
     """Put `new` into force for the requests to come, except for what only a restart can change; returns what now
     holds."""
-    fixed = {name: getattr(running, name) for name in ("host", "port", "store", "journal")}
+    fixed = {name: getattr(running, name) for name in ("host", "port", "store", "journal", "dashboard", "metrics")}
+    limits = {name: getattr(running.limits, name) for name in ("connect_seconds", "shutdown_seconds")}
     changed = [name for name, value in fixed.items() if getattr(new, name) != value]
+    changed += [f"limits.{name}" for name, value in limits.items() if getattr(new.limits, name) != value]
     if changed:
         logger.warning("a restart is needed to change %s; the rest is in force", ", ".join(changed))
-    in_force = replace(new, **fixed)
+    in_force = replace(new, **fixed, limits=replace(new.limits, **limits))
     app[SURFACE].reload(in_force)
+    task = asyncio.ensure_future(_renew_rules(app[DATABASE], in_force.upstreams))
+    app[CHORES].add(task)
+    task.add_done_callback(app[CHORES].discard)
     return in_force
+
+
+async def _renew_rules(database: Database, upstreams: Sequence[Upstream]) -> None:
+    try:
+        await _keep_rules(database, upstreams)
+    except StorageError as error:
+        logger.error("retention goes by the old rules until the next reload: %s", error)  # noqa: TRY400
+
+
+def drain(app: web.Application) -> float:
+    """Be no longer ready, though requests are still taken: the process is about to end. Returns for how many seconds
+    they should be: 0 where it was draining already, or has not begun to serve."""
+    forwarder = app.get(FORWARDER)
+    if forwarder is None or forwarder.draining:
+        return 0.0
+    forwarder.draining = True
+    return app[SURFACE].limits.drain_seconds
 
 
 def require_c_parser() -> None:
@@ -112,11 +148,11 @@ def require_c_parser() -> None:
 
 
 @asynccontextmanager
-async def recording(settings: JournalSettings, database: Database) -> AsyncIterator[Recorder]:
-    """The recorder on its journal, with a writer into the database unless that is a process apart."""
+async def recording(settings: JournalSettings, database: Database, target: Target) -> AsyncIterator[Recorder]:
+    """The recorder on its journal, with a writer into the target unless that is a process apart."""
     async with Journal(settings.directory, max_bytes=settings.max_bytes) as journal:
         recorder = Recorder(
-            journal, None if settings.writer_apart else Writer(DatabaseTarget(database), settings.directory),
+            journal, None if settings.writer_apart else Writer(target, settings.directory),
             strict=settings.strict, fail_closed=settings.fail_closed,
             seal=None if database.keys is None else database.keys.seal,
         )
@@ -210,10 +246,6 @@ def _add_routes(app: web.Application) -> None:
     app.router.add_get("/healthz", _healthy)
     app.router.add_get("/readyz", _ready)
     app.router.add_route("*", "/{path:.*}", not_found)
-
-
-async def _drain(app: web.Application) -> None:
-    app[FORWARDER].draining = True
 
 
 async def _healthy(_: web.Request) -> web.Response:

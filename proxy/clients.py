@@ -152,6 +152,11 @@ def bearer(headers: Mapping[str, str]) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
+def carries(headers: Mapping[str, str], key: str) -> bool:
+    """Whether a request's bearer key is this one, whatever its bytes are; in constant time."""
+    return hmac.compare_digest(hash_key(bearer(headers)), hash_key(key))
+
+
 def hash_key(key: str) -> str:
     """As the configuration keeps it: SHA-256, hexadecimal."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

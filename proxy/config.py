@@ -133,7 +133,9 @@ def _seed_secret(values: Mapping[str, Any], secrets: Secrets) -> bytes:
 
 def _limits(values: Mapping[str, Any]) -> Limits:
     table, default = Table(values, "[limits]", _LIMITS), DEFAULT_LIMITS
-    return Limits(**{name: table.positive(name, getattr(default, name)) for name in _LIMITS})
+    return Limits(**{
+        name: table.positive(name, getattr(default, name), or_zero=name == "drain_seconds") for name in _LIMITS
+    })
 
 
 def _journal(values: Mapping[str, Any], store: str) -> JournalSettings:

@@ -44,7 +44,8 @@ class Api:
         """GET …/{table}.json or .csv."""
         name, kind = request.match_info["table"], request.match_info["kind"]
         if name not in self._tables:
-            raise RequestError(f"there is no table {name!r}", status=404, code="not_found")
+            known = ", ".join(map(repr, self._tables))
+            raise RequestError(f"there is no table {name!r}; there are {known}", status=404, code="not_found")
         load, columns = self._tables[name]
         async with self._database.reading() as session:
             found = await load(session, request.query)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage.history import MatchRate
 
 WIDTH, HEIGHT = 240.0, 48.0
+MOST_POINTS = 120
 LOWEST = 0.5
 """The axis ends here or lower: match rates under one half are all alike, and near 1 a hundredth counts."""
 
@@ -22,9 +24,10 @@ class Sparkline:
 
 
 def sparkline(told: Sequence[MatchRate]) -> Sparkline | None:
-    """Of a stream's past, the oldest first; None for none."""
+    """Of a stream's past, the oldest first; None for none. Of many points every second one, or fewer, to the last."""
     if not told:
         return None
+    told = told[:: -math.ceil(len(told) / MOST_POINTS)][::-1]
     if len(told) == 1:
         told = [told[0], told[0]]
     bottom = min(LOWEST, *(row.match_low for row in told))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 import logging
 import secrets
@@ -15,6 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from proxy import dashboard_login as login
+from proxy.clients import carries
 from proxy.dashboard_config import DashboardConfig
 from proxy.dashboard_pages import FORM_TOKEN, LOGGED_IN, page
 from proxy.errors import RequestError
@@ -101,11 +101,8 @@ class Door:
     def _is_open(self, request: web.Request) -> bool:
         if request.path.startswith(OPEN):
             return True
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         wanted = self._config.api_token
-        if wanted is None or scheme.lower() != "bearer" or not request.path.startswith(f"{PREFIX}/api/"):
-            return False
-        return hmac.compare_digest(token.strip().encode(), wanted.encode())
+        return wanted is not None and request.path.startswith(f"{PREFIX}/api/") and carries(request.headers, wanted)
 
     def _sent_away(self, request: web.Request) -> web.StreamResponse:
         if request.path.startswith(f"{PREFIX}/api/"):

@@ -38,6 +38,13 @@ def moment(value: datetime | None) -> str:
     return NONE if value is None else f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def reference_name(reference: str) -> str:
+    """What a page calls a reference: its directory's own name, or the whole name of one in a model hub."""
+    if not reference.startswith(("/", "~", ".")):
+        return reference
+    return reference.rstrip("/").rpartition("/")[2] or reference
+
+
 def duration(seconds: float | None) -> str:
     """Two units at most: 850 ms, 12.3 s, 4 min 5 s, 3 h 20 min, 9 d 4 h."""
     if seconds is None:
@@ -69,7 +76,10 @@ def e_value(log_e: float | None) -> str:
     if log_e < math.log(1e5):
         return f"{math.exp(log_e):.3g}"
     exponent = log_e / math.log(10)
-    return f"{10 ** (exponent % 1):.0f}e+{int(exponent):02}"
+    digit, carried = round(10 ** (exponent % 1)), 0
+    if digit == 10:
+        digit, carried = 1, 1
+    return f"{digit}e+{int(exponent) + carried:02}"
 
 
 def quoted(text: str | None) -> str:

@@ -48,6 +48,8 @@ def new_session(key: bytes, *, now: float, nonce: bytes) -> str:
 
 def session_is_valid(key: bytes, cookie: str, *, now: float) -> bool:
     """Whether the cookie is ours and has not ended."""
+    if not cookie.isascii():
+        return False
     body, _, signature = cookie.rpartition(".")
     end, _, _ = body.partition(".")
     is_ours = hmac.compare_digest(signature.encode(), _signature(key, body).encode())

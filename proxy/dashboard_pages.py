@@ -47,7 +47,8 @@ class Pages:
         async with self._database.reading() as session:
             within = await queries.period(session, request.query, now)
             found = await queries.all_streams(session)
-            past = await history.match_rates(session, span=within.span, since=within.since)
+            span = history.span_for(queries.PERIODS[within.name], streams=len(found))
+            past = await history.match_rates(session, span=span, since=within.since)
             waiting = await queries.backlog(session)
             losses = await proxies.losses(session, now=now)
             refused = await dead_letters.count(session)
@@ -131,6 +132,7 @@ def environment() -> Environment:
     made.filters |= {
         "moment": form.moment, "duration": form.duration, "number": form.number, "e_value": form.e_value,
         "query": _query, "pretty": pretty, "short": short, "quoted": form.quoted, "token_text": token_text,
+        "reference_name": form.reference_name,
     }  # fmt: skip
     made.globals |= {"NONE": form.NONE, "PERIODS": tuple(queries.PERIODS), "static": _static_url}
     return made

@@ -24,6 +24,8 @@ PERIODS = {
 }  # fmt: skip
 PAGE = 50
 MOST_EXPORTED = 1_000
+MOST_WAITING = 5_000
+"""Jobs of an upstream that a page counts; the metrics count more, and are read less often."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ async def answer_tokens(
 
 async def backlog(session: AsyncSession) -> list[dict[str, Any]]:
     """What waits for its audit, by reference."""
-    return [rows.waiting_row(row) for row in await overview.waiting(session)]
+    return [rows.waiting_row(row) for row in await overview.waiting(session, most=MOST_WAITING)]
 
 
 def whole(query: Mapping[str, str], name: str, default: int) -> int:

@@ -37,7 +37,7 @@ AUDIT = (
     "exchange_id", "choice_index", "audited_at", "tokens", "exact_matches", "match_rate", "outside_support",
     "ambiguous_tokens", "clipped_margin", "token_source",
 )  # fmt: skip
-WAITING = ("reference", "todo", "leased", "oldest", "retried", "reason")
+WAITING = ("reference", "todo", "leased", "more", "oldest", "retried", "reason")
 
 
 ALERT = (

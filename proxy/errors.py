@@ -3,6 +3,7 @@
 ProxyError
 ├── ConfigError      the operator: the configuration cannot be used
 ├── ListenError      the operator: the address cannot be listened on
+├── ProbeError       the operator: probes reach no proxy, or not the one of this configuration
 ├── UnsafeInstallError  the operator: a dependency is installed in a form that is open to attacks
 ├── RequestError     the client: its request cannot be forwarded (carries the HTTP status to answer with)
 └── UpstreamError    the provider: it could not be reached, or it failed before its answer began
@@ -21,6 +22,10 @@ class ConfigError(ProxyError):
 
 class ListenError(ProxyError):
     """The listen address cannot be used; the text names it and the way out."""
+
+
+class ProbeError(ProxyError):
+    """Probes reach no proxy that records them where the configuration says; the text names the address."""
 
 
 class UnsafeInstallError(ProxyError):

@@ -25,6 +25,7 @@ from proxy.limits import Limits
 from proxy.observation import Observer
 from proxy.recorder import Recorder
 from proxy.replies import upstream_error
+from proxy.secrets import Mask
 from proxy.transcript import error_object
 from proxy.watch import Watch
 from storage.errors import JournalFull
@@ -42,7 +43,8 @@ CopyOf = Callable[[aiohttp.ClientResponse], Copy]
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What is sent to the provider, and where; `own_headers` go to the client, `api_key` never does."""
+    """What is sent to the provider, and where; `own_headers` go to the client. `api_key` never does: where a provider
+    quotes it (the key that it refuses, say), the client reads asterisks."""
 
     method: str
     url: URL
@@ -51,18 +53,12 @@ class Call:
     own_headers: Mapping[str, str]
     api_key: str | None = None
 
-    def masked(self, chunk: bytes, status: int) -> bytes:
-        """Part of an answer for the client: providers quote the key that they refuse, and it is not the client's."""
-        if self.api_key is None or status < 400:
-            return chunk
-        key = self.api_key.encode()
-        return chunk.replace(key, b"*" * len(key)) if key in chunk else chunk
-
 
 class Forwarder:
     """Relays exchanges; `session`, `recorder` and `observer` are the app's.
 
-    `held` counts the bytes that running exchanges keep in memory, `draining` says that the process is about to end.
+    `held` counts the bytes that running exchanges keep in memory. `draining` says that the process is about to end,
+    `ends_at` (monotonic seconds) when it cuts the answers that still run.
     """
 
     def __init__(self, *, session: aiohttp.ClientSession, recorder: Recorder, observer: Observer) -> None:
@@ -71,6 +67,7 @@ class Forwarder:
         self._observer = observer
         self.held = 0
         self.draining = False
+        self.ends_at: float | None = None
 
     async def exchange(
         self, request: web.Request, call: Call, draft: Draft, copy_of: CopyOf, watch: Watch, limits: Limits
@@ -87,13 +84,13 @@ class Forwarder:
             return await self._relay(request, call, draft, copy_of, entry, watch, limits)
         except UpstreamError as error:
             _failed(draft, error)
-            await entry.durable()
+            await _recorded(entry)
             return upstream_error(error, call.own_headers, draft.id)
         except asyncio.CancelledError:
             if watch.expired is None:
                 # by the client's leaving (handler_cancellation), or at shutdown, which looks the same to the client
                 draft.broken = draft.broken or "client_left"
-                if self.draining:
+                if self.ends_at is not None and time.monotonic() >= self.ends_at:
                     draft.error = error_object({"message": "the proxy was shut down", "code": "proxy_shutdown"})
                 raise
             watch.survive()
@@ -115,14 +112,16 @@ class Forwarder:
             draft.copy = copy = copy_of(answer)
             draft.status = answer.status
             head = headers.to_client(answer.headers, call.own_headers, secret=call.api_key)
-            first = call.masked(first, answer.status)
             whole = bool(first) and answer.content.at_eof()
             response: web.StreamResponse
             reason = answer.reason if (answer.reason or "").isprintable() else None
             if whole:
-                response = web.Response(status=answer.status, reason=reason, headers=head, body=first)
+                told = _masked(first, call.api_key)
+                response = web.Response(status=answer.status, reason=reason, headers=head, body=told)
             else:
                 response = web.StreamResponse(status=answer.status, reason=reason, headers=head)
+            if self.draining:
+                response.force_close()
             try:
                 if whole:
                     await _deliver(request, first, response, copy, entry)
@@ -154,7 +153,7 @@ class Forwarder:
         what came last.
         """
         streamed, late = answer.content_type == "text/event-stream", b""
-        size = held = 0
+        mask, size, held = Mask(call.api_key), 0, 0
         watch.enter("idle", limits.idle_seconds)
         try:
             while chunk:
@@ -168,15 +167,17 @@ class Forwarder:
                 copy.feed(chunk)
                 if streamed and (copy.done or (not copy.keeping and b"[DONE]" in chunk)):
                     await entry.durable()
-                ready, late = (chunk, b"") if streamed else (late, chunk)
+                told = mask.feed(chunk)
+                ready, late = (told, b"") if streamed else (late, told)
                 if ready:
                     watch.phase = "client"
                     await response.write(ready)
                     watch.phase = "idle"
                 watch.touch()
-                chunk = call.masked(await _next(answer), answer.status)
+                chunk = await _next(answer)
             copy.end()
             await entry.durable()
+            late += mask.end()
             if late:
                 await response.write(late)
             await response.write_eof()
@@ -213,6 +214,19 @@ async def _deliver(
     await entry.durable()
     await response.prepare(request)
     await response.write_eof()
+
+
+async def _recorded(entry: Entry) -> None:
+    """The record of an exchange that the proxy itself answers. Raises RequestError, 503."""
+    try:
+        await entry.durable()
+    except JournalFull:
+        raise _not_recordable() from None
+
+
+def _masked(body: bytes, secret: str | None) -> bytes:
+    mask = Mask(secret)
+    return mask.feed(body) + mask.end()
 
 
 async def _next(answer: aiohttp.ClientResponse) -> bytes:

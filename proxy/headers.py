@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from multidict import CIMultiDict
 
+from proxy.secrets import SHORTEST
+
 HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te",
     "trailer", "transfer-encoding", "upgrade",
@@ -46,7 +48,7 @@ def to_upstream(
 def to_client(headers: Mapping[str, str], own: Mapping[str, str], *, secret: str | None = None) -> CIMultiDict[str]:
     """The provider's headers for the client, and our own; none that tells our `secret`, the key for the provider.
     Content-Encoding stays: the bytes stay as they are."""
-    if secret is not None:
+    if secret is not None and len(secret) >= SHORTEST:
         headers = CIMultiDict((name, value) for name, value in headers.items() if secret not in value)
     kept = _kept(headers.items(), HOP_BY_HOP | _RESPONSE_ONLY_HERE | _named_by_connection(headers))
     kept.update(own)

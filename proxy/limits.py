@@ -26,5 +26,7 @@ class Limits:
     """The longest pause inside an answer, whoever makes it: the provider, or a client that stops reading."""
     total_seconds: float = 7200.0
     """The longest answer, so that a stream that never ends does end."""
+    drain_seconds: float = 0.0
+    """How long requests are still taken after SIGTERM, while /readyz says 503 already and balancers turn away."""
     shutdown_seconds: float = 30.0
-    """How long running answers may go on after SIGTERM."""
+    """How long running answers may go on after that."""

@@ -7,7 +7,7 @@ in files that any of them adds up (`proxy.shared_metrics`, whose directory must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -19,10 +19,13 @@ from prometheus_client.registry import Collector
 from proxy.observation import Observation
 from proxy.recorder import Health
 from proxy.shared_metrics import several_processes
+from storage.exchange_codec import ExchangeRow
+from storage.writer import BATCH, Target
 
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 FIRST_BYTE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DURATION = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+BATCHES = (1, 2, 5, 10, 20, 50, 100, 200, BATCH)
 OTHER_MODEL = "other"
 
 M = TypeVar("M", bound=MetricWrapperBase)
@@ -80,6 +83,10 @@ class Metrics:
         self._journal_bytes = Gauge("seedproof_journal_bytes", "What waits for the database.", **shared)
         self._journal_limit = Gauge("seedproof_journal_max_bytes", "What the journal may hold.", **shared)
         self._journal_oldest = Gauge("seedproof_journal_oldest_seconds", "Age of its oldest segment.", **shared)
+        self._batches = Histogram(
+            "seedproof_ingest_batch_size", "Exchanges that one transaction writes into the database.",
+            buckets=BATCHES, registry=own,
+        )  # fmt: skip
         self._told = {"recorded": 0, "lost": 0}
         self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], Any] = {}
 
@@ -87,9 +94,12 @@ class Metrics:
         """A request came in."""
         self._in_flight.inc()
 
+    def left(self) -> None:
+        """It is no longer being answered."""
+        self._in_flight.dec()
+
     def ended(self, seen: Observation) -> None:
         """An exchange is over."""
-        self._in_flight.dec()
         model = seen.model or OTHER_MODEL
         streamed = "true" if seen.streamed else "false"
         status = f"{seen.status // 100}xx"
@@ -109,7 +119,6 @@ class Metrics:
 
     def refused(self, status: int, code: str) -> None:
         """The proxy itself answered."""
-        self._in_flight.dec()
         self._child(self._refused, str(status), code).inc()
 
     def recorder(self, health: Health) -> None:
@@ -121,6 +130,10 @@ class Metrics:
         self._journal_bytes.set(health.journal_bytes)
         self._journal_limit.set(health.max_bytes)
         self._journal_oldest.set(health.journal_oldest_seconds)
+
+    def measured(self, target: Target) -> Target:
+        """A writer's target whose batches are measured."""
+        return _MeasuredTarget(target, self._batches)
 
     def _child(self, metric: M, *labels: str) -> M:
         # prometheus_client takes a lock and checks every label; the same few are asked for at every request
@@ -134,6 +147,16 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(_Both(self.registry, more))
         return registry
+
+
+class _MeasuredTarget:
+    def __init__(self, target: Target, batches: Histogram) -> None:
+        self.bury, self._target, self._batches = target.bury, target, batches
+
+    async def record(self, rows: Sequence[ExchangeRow]) -> int:
+        written = await self._target.record(rows)
+        self._batches.observe(len(rows))
+        return written
 
 
 class _Both(Collector):

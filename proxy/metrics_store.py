@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from proxy import dashboard_rows as rows
-from storage import dead_letters, history, overview, proxies, streams
+from storage import dead_letters, history, housekeeping, overview, proxies, streams
 from storage.database import Database
 from storage.errors import StorageError
 from storage.history import RATE_BOUNDS
@@ -53,7 +53,10 @@ class StoreMetrics:
         up = GaugeMetricFamily("seedproof_database_up", "Whether the audit database answers.")
         try:
             async with self._database.reading() as session:
-                found = [*await _of_jobs(session), *await _of_streams(session), *await _of_the_past(session)]
+                found = [
+                    *await _of_jobs(session), *await _of_chores(session), *await _of_streams(session),
+                    *await _of_the_past(session),
+                ]  # fmt: skip
         except StorageError:
             up.add_metric([], 0)
             return [up]
@@ -89,6 +92,16 @@ async def _of_jobs(session: AsyncSession) -> list[Metric]:
     dead = GaugeMetricFamily("seedproof_dead_letters", "Records that the database refused and a person should see.")
     dead.add_metric([], await dead_letters.count(session))
     return [jobs, age, retried, alive, ever, dead]
+
+
+async def _of_chores(session: AsyncSession) -> list[Metric]:
+    done = GaugeMetricFamily("seedproof_chore_timestamp_seconds", "When a chore last went well.", labels=("chore",))
+    failures = CounterMetricFamily("seedproof_chore_failures", "How often a chore went wrong.", labels=("chore",))
+    for chore in await housekeeping.standing(session):
+        failures.add_metric([chore.name], chore.failures)
+        if chore.done_at is not None:
+            done.add_metric([chore.name], chore.done_at.timestamp())
+    return [done, failures]
 
 
 GAUGES = {

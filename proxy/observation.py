@@ -39,21 +39,26 @@ class Observation:
 
 
 class Observer(Protocol):
-    """Every request calls `began`, then either `ended` or `refused`."""
+    """Every request calls `began` and at last `left`; between them `ended` where the provider was asked, and `refused`
+    where the proxy itself answered: both where an exchange could not be recorded, and must not be answered then."""
 
     def began(self) -> None:
         """A request came in: one more in flight."""
+
+    def left(self) -> None:
+        """One fewer."""
 
     def ended(self, seen: Observation) -> None:
         """An exchange is over and handed to the recorder."""
 
     def refused(self, status: int, code: str) -> None:
-        """The proxy itself answered a request, with this status and error code; nothing was forwarded."""
+        """The proxy itself answered a request, with this status and error code."""
 
 
 class Unobserved:
     """Nobody watches."""
 
     def began(self) -> None: ...
+    def left(self) -> None: ...
     def ended(self, seen: Observation) -> None: ...
     def refused(self, status: int, code: str) -> None: ...

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.errors import RequestError
-from proxy.protocol import CHAT, TEXT, GenerationRequest, several_prompts
+from proxy.protocol import CHAT, GenerationRequest
+from proxy.unverifiable import unmodelled, unsupported
 from proxy.upstreams import Mode, Model, Policy, Upstream
 
 _SEED_LABEL = b"seedproof seed\x00"
@@ -26,45 +27,6 @@ NO_TOP_K = 2**31 - 1
 
 _NEUTRAL: Mapping[str, Any] = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 _ALSO_EFFECTIVE = ("logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos")
-
-_NOT_REPLAYABLE: Mapping[str, str] = {
-    "functions": "legacy_functions",
-    "audio": "audio_output",
-    "prediction": "predicted_output",
-    "web_search_options": "web_search",
-    "structured_outputs": "structured_output",
-    "guided_json": "structured_output",
-    "guided_regex": "structured_output",
-    "guided_choice": "structured_output",
-    "guided_grammar": "structured_output",
-    "structural_tag": "structured_output",
-    "prompt_embeds": "multimodal_content",
-    # SGLang's own
-    "regex": "structured_output",
-    "ebnf": "structured_output",
-    "custom_logit_processor": "custom_logits",
-    "lora_path": "other_weights",
-    # OpenRouter's own
-    "top_a": "custom_logits",
-    "models": "other_weights",
-    "transforms": "prompt_transformed",
-    "plugins": "prompt_transformed",
-    "use_beam_search": "beam_search",
-    "logits_processors": "custom_logits",
-    "bad_words": "custom_logits",
-    "allowed_token_ids": "custom_logits",
-    # llama.cpp's own
-    "grammar": "structured_output",
-    "json_schema": "structured_output",
-    **dict.fromkeys(
-        ("samplers", "mirostat", "repeat_penalty", "typical_p", "top_n_sigma", "xtc_probability", "dry_multiplier",
-         "dynatemp_range"),
-        "custom_logits",
-    ),
-}
-"""Request fields that change the sampler in ways that no contract replays yet, and the reason recorded for
-them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -105,12 +67,15 @@ def decide(
     asked = {name: body.get(name) for name in changes}
     overridden = {name: was for name, was in asked.items() if was is not None and was != changes[name]}
     whole = {**_claimed(model), **_given(body), **changes}
-    unverifiable = unsupported(request) or _unknown_sampling(whole, upstream, model)
+    forced = effective(whole)
+    unverifiable = (
+        unsupported(request) or unmodelled(model.sampler, forced) or _unknown_sampling(whole, upstream, model)
+    )
     reason = unverifiable
     if reason is None and not selected(exchange_id, secret, upstream.audit_rate):
         reason = "not_selected"
     return Decision(
-        changes=changes, forced=effective(whole), overridden=overridden,
+        changes=changes, forced=forced, overridden=overridden,
         audit=reason is None, unaudited_reason=reason, unverifiable=unverifiable,
     )
 
@@ -140,41 +105,6 @@ def user_hash(user: object, secret: bytes) -> str | None:
 def selected(exchange_id: str, secret: bytes, rate: float) -> bool:
     """Whether this exchange is among the share `rate` that is audited."""
     return int.from_bytes(_hash(_AUDIT_LABEL, exchange_id, secret)[:8], "big") < rate * 2.0**64
-
-
-def unsupported(request: GenerationRequest) -> str | None:
-    """Why no contract can replay this request, or None. Whatever a reference can still judge is left to the
-    verifier."""
-    body = request.body
-    for name, reason in _NOT_REPLAYABLE.items():
-        if body.get(name):
-            return reason
-    response_format = body.get("response_format")
-    if response_format is not None and response_format != {"type": "text"}:
-        return "structured_output"
-    return _unsupported_text(body) if request.endpoint == TEXT else _unsupported_chat(body)
-
-
-def _unsupported_chat(body: Mapping[str, Any]) -> str | None:
-    if body.get("tool_choice") not in (None, "none", "auto"):
-        return "forced_tool_choice"
-    if body.get("modalities") not in (None, [], ["text"]):
-        return "audio_output"
-    if not all(_is_text(message) for message in body["messages"]):
-        return "multimodal_content"
-    return None
-
-
-def _unsupported_text(body: Mapping[str, Any]) -> str | None:
-    if body.get("prompt") in (None, "", []):
-        return "no_prompt"
-    if several_prompts(body):
-        return "several_prompts"
-    if (body.get("best_of") or 1) > (body.get("n") or 1):
-        return "best_of"
-    if body.get("echo"):
-        return "echoed_prompt"
-    return "suffix" if body.get("suffix") else None
 
 
 def effective(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,13 +200,6 @@ def _suffices(value: Any, wanted: bool | int) -> bool:
     if isinstance(wanted, bool):
         return value is wanted
     return type(value) is int and value >= wanted
-
-
-def _is_text(message: Any) -> bool:
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return True
-    return all(isinstance(part, dict) and part.get("type") in ("text", "refusal") for part in content)
 
 
 def _first(*values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from proxy.config import ProxyConfig
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, ProbeError
 from proxy.probing import Probe, pause, probe
 from proxy.surface import EXCHANGE_HEADER
 from proxy.upstreams import Mode, Upstream
@@ -22,6 +23,8 @@ from storage.models import Exchange
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+_POLL_SECONDS = 0.2
 
 
 def for_probes(config: ProxyConfig, upstream: Upstream, model: str, *, temperature: float | None) -> ProxyConfig:
@@ -60,7 +63,10 @@ async def send(
 ) -> list[str]:
     """Send what is left of `requests`; the ids of all exchanges, also those of earlier runs with this `state` file.
 
-    A request that the provider refuses is an exchange too. Raises openai.APIConnectionError where nobody answers.
+    A request that the provider refuses is an exchange too.
+
+    Raises:
+        ProbeError: nobody answers at the address, or who does is no proxy that takes our key.
     """
     from openai import AsyncOpenAI
 
@@ -75,26 +81,49 @@ async def send(
     return done
 
 
+async def recorded(store: str, ids: Sequence[str], *, seconds: float = 30) -> None:
+    """Wait until another process's proxy has written these exchanges into the database.
+
+    Raises:
+        ProbeError: it does not within `seconds`.
+    """
+    query = select(func.count()).where(Exchange.id.in_(ids))
+    async with open_database(store, upgrade=False) as database:
+        for _ in range(int(seconds / _POLL_SECONDS)):
+            async with database.reading() as session:
+                if await session.scalar(query) == len(ids):
+                    return
+            await asyncio.sleep(_POLL_SECONDS)
+        raise ProbeError(f"the proxy's records do not reach {database.where}: name that proxy's configuration")
+
+
 def read_state(state: Path) -> list[str]:
     """Ids of the exchanges of earlier runs."""
     return state.read_text(encoding="utf-8").split() if state.exists() else []
 
 
 async def _ask(client: AsyncOpenAI, model: str, asked: Probe) -> str:
-    from openai import APIStatusError
+    from openai import APIConnectionError, APIStatusError
 
     create = client.chat.completions.with_raw_response.create
     messages: Any = asked.messages
     try:
         raw = await create(model=model, messages=messages, max_tokens=asked.max_tokens, stream=asked.stream)
-        answer = raw.parse()
-        if asked.stream:
-            async for _ in answer:  # type: ignore[union-attr]
-                pass
         headers = raw.headers
     except APIStatusError as error:
         headers = error.response.headers
-    return str(headers.get(EXCHANGE_HEADER, ""))
+    except APIConnectionError as error:
+        raise ProbeError(f"no proxy answers at {client.base_url}: start seedproof serve") from error
+    else:
+        # an answer that breaks off is an exchange too; the library lets its transport's errors through
+        with contextlib.suppress(Exception):
+            answer = raw.parse()
+            if asked.stream:
+                async for _ in answer:  # type: ignore[union-attr]
+                    pass
+    if EXCHANGE_HEADER not in headers:
+        raise ProbeError(f"{client.base_url} recorded nothing: is it a proxy, and OPENAI_API_KEY a key of its clients?")
+    return str(headers[EXCHANGE_HEADER])
 
 
 async def recent_conversations(

@@ -68,7 +68,7 @@ class Recorder:
     @property
     def waiting(self) -> int:
         """Bytes of the journal's segments: what waits for the database, and up to a segment that does not any more."""
-        return min(self._journal.used, 2**31 - 1)
+        return self._journal.used
 
     @property
     def accepting(self) -> bool:

@@ -69,7 +69,7 @@ class Surface:
         gate.carry_over(self._gate)
         self._gate = gate
         self._routes = Routes(config.upstreams)
-        self._limits = config.limits
+        self.limits = config.limits
         self._secret = config.seed_secret
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -110,7 +110,7 @@ class Surface:
         """Admission, deadlines and counts around one request; what it raises becomes an answer."""
         self._observer.began()
         self.in_flight += 1
-        watch = Watch(total_seconds=self._limits.total_seconds)
+        watch = Watch(total_seconds=self.limits.total_seconds)
         admission, asked = None, None
         try:
             admission = self._admit(request)
@@ -121,6 +121,7 @@ class Surface:
         finally:
             watch.stop()
             self.in_flight -= 1
+            self._observer.left()
             if asked is not None:
                 self._forwarder.held -= asked.held
             if admission is not None:
@@ -135,7 +136,7 @@ class Surface:
             request.headers, address=request.remote or "", now=time.monotonic(),
             today=datetime.now(timezone.utc).date() if self._gate.closed else _NO_DAY,
         )
-        if self.in_flight > self._limits.in_flight:
+        if self.in_flight > self.limits.in_flight:
             admission.leave()
             raise _overloaded("too many requests are running")
         return admission
@@ -207,7 +208,7 @@ class Surface:
     async def _exchange(
         self, asked: _Asked, call: Call, draft: Draft, copy_of: Callable[[aiohttp.ClientResponse], Copy]
     ) -> web.StreamResponse:
-        return await self._forwarder.exchange(asked.request, call, draft, copy_of, asked.watch, self._limits)
+        return await self._forwarder.exchange(asked.request, call, draft, copy_of, asked.watch, self.limits)
 
     async def _body(self, asked: _Asked) -> bytes:
         """The request's whole body, decoded.
@@ -215,7 +216,7 @@ class Surface:
         Raises:
             RequestError: 400, 408, 413 or 503.
         """
-        request, watch, limits = asked.request, asked.watch, self._limits
+        request, watch, limits = asked.request, asked.watch, self.limits
         self._hold(asked, request.content_length or 0)
         watch.enter("body", limits.body_seconds)
         parts: list[bytes] = []
@@ -238,13 +239,13 @@ class Surface:
 
     def _hold(self, asked: _Asked, size: int) -> None:
         """Count a body of (so far) `size` bytes, within the limits of one and of all."""
-        if size > self._limits.request_bytes:
+        if size > self.limits.request_bytes:
             message = "the request body is larger than limits.request_bytes allows"
             raise RequestError(message, status=413, code="request_too_large")
         more = size - asked.held
         if more <= 0:
             return
-        if self._forwarder.held + more > self._limits.held_bytes:
+        if self._forwarder.held + more > self.limits.held_bytes:
             raise _overloaded("too many bytes are held for running requests")
         self._forwarder.held += more
         asked.held = size

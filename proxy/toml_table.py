@@ -87,13 +87,13 @@ class Table:
             raise ConfigError(f"{key} in {self.where} must be a number")
         return float(value)
 
-    def positive(self, key: str, default: Any) -> Any:
-        """A number above 0 of the default's type."""
+    def positive(self, key: str, default: Any, *, or_zero: bool = False) -> Any:
+        """A number above 0 (`or_zero`: or 0) of the default's type."""
         value = self.number(key, default)
         if value is None:
             return None
-        if value <= 0:
-            raise ConfigError(f"{self.where} {key} must be above 0")
+        if value < 0 or (value == 0 and not or_zero):
+            raise ConfigError(f"{self.where} {key} must be {'0 or more' if or_zero else 'above 0'}")
         return int(value) if isinstance(default, int) else value
 
     def flag(self, key: str, default: bool = False) -> bool:

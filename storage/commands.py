@@ -61,9 +61,10 @@ def writer_command(store: str, journal: Path | None) -> None:
 
 async def _write(store: str, directory: Path) -> None:
     from storage.database import open_database
+    from storage.housekeeping import housekeeping
     from storage.writer import DatabaseTarget, Writer
 
-    async with open_database(store) as database:
+    async with open_database(store) as database, housekeeping(database):
         task = asyncio.ensure_future(Writer(DatabaseTarget(database), directory).run())
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
@@ -82,7 +83,7 @@ async def _upgrade(url: str) -> None:
 async def _status(url: str) -> None:
     from sqlalchemy import func, select
 
-    from storage import jobs
+    from storage import housekeeping, jobs
     from storage.database import open_database
     from storage.models import Audit, Exchange
 
@@ -95,6 +96,10 @@ async def _status(url: str) -> None:
         unfinished = f"{backlog.todo} todo, {backlog.leased} leased"
         click.echo(f"jobs       {unfinished}, {backlog.done} done, {backlog.failed} failed")
         click.echo(f"audits     {audits}")
+        for chore in await housekeeping.standing(session):
+            done = "not done yet" if chore.done_at is None else f"done at {chore.done_at:%Y-%m-%d %H:%M:%S} UTC"
+            problem = "" if chore.problem is None else f": {chore.problem}"
+            click.echo(f"{chore.name}  {done}, {chore.failures} failures{problem}")
         if backlog.oldest is not None:
             click.echo(f"oldest exchange without its audits: {backlog.oldest:%Y-%m-%d %H:%M:%S} UTC")
 

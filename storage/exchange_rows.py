@@ -11,6 +11,7 @@ from storage import partitions
 from storage.columns import dump_json
 from storage.exchange_codec import ExchangeRow
 from storage.models import Erasure
+from storage.postgres_copy import copy
 from storage.turns import turns
 
 _COLUMNS = ExchangeRow._fields
@@ -19,28 +20,15 @@ _JOB = "exchange_id, upstream, reference, state, created_at, run_at, turn, attem
 _SQLITE_EXCHANGES = f"INSERT INTO exchanges ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _SQLITE_JOBS = f"INSERT INTO jobs ({_JOB}) VALUES (?, ?, ?, 'todo', ?, ?, ?, 0, 0) ON CONFLICT DO NOTHING"
 
-_POSTGRES_TYPES = {
-    "created_at": "timestamptz", "streamed": "boolean", "status": "integer", "audit": "boolean",
-    "first_byte_seconds": "double precision", "total_seconds": "double precision", "turn": "bigint",
-}  # fmt: skip
-_JSON = ("request", "forced", "overridden", "response")
-_GIVEN = (*_COLUMNS, "turn")
-_ARRAYS = ", ".join(f"${number}::{_POSTGRES_TYPES.get(name, 'text')}[]" for number, name in enumerate(_GIVEN, 1))
-_POSTGRES = f"""
-    WITH given AS (
-        SELECT * FROM unnest({_ARRAYS}) AS given ({", ".join(_GIVEN)})
-    ), added AS (
-        INSERT INTO exchanges ({", ".join(_COLUMNS)})
-        SELECT {", ".join(f"{name}::json" if name in _JSON else name for name in _COLUMNS)} FROM given
-        ON CONFLICT DO NOTHING
-        RETURNING id
-    ), queued AS (
-        INSERT INTO jobs ({_JOB})
-        SELECT id, upstream, reference, 'todo', created_at, created_at, turn, 0, 0 FROM given JOIN added USING (id)
-        WHERE audit ORDER BY turn, id
-        ON CONFLICT DO NOTHING
-    )
-    SELECT count(*) FROM added
+_POSTGRES_KNOWN = text("""
+    SELECT id FROM exchanges WHERE id = ANY(CAST(:ids AS text[])) AND created_at BETWEEN :first AND :last
+""")
+_POSTGRES_JOBS = f"""
+    INSERT INTO jobs ({_JOB})
+    SELECT id, upstream, reference, 'todo', created_at, created_at, turn, 0, 0
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[])
+         AS given (id, upstream, reference, created_at, turn)
+    ON CONFLICT DO NOTHING
 """
 
 
@@ -89,14 +77,20 @@ async def _known(session: AsyncSession, ids: Sequence[str]) -> set[str]:
 
 
 async def _insert_on_postgres(session: AsyncSession, rows: Sequence[ExchangeRow]) -> int:
-    await partitions.ensure(session, [row.created_at for row in rows])
-    audited = [row for row in rows if row.audit]
-    turn_of = dict(zip((row.id for row in audited), await turns(session, audited), strict=True))
-    columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
-    columns.append([turn_of.get(row.id, 0) for row in rows])
-    connection = await session.connection()
-    result = await connection.exec_driver_sql(_POSTGRES, tuple(columns))
-    return int(result.scalar_one())
+    """By COPY, which takes half the server's time of an INSERT; it knows no ON CONFLICT, so what is there stays out."""
+    moments = [row.created_at for row in rows]
+    await partitions.ensure(session, moments)
+    bounds = {"first": min(moments, default=None), "last": max(moments, default=None)}
+    known = set(await session.scalars(_POSTGRES_KNOWN, {"ids": [row.id for row in rows], **bounds}))
+    new = [row for row in rows if row.id not in known]
+    await copy(session, "exchanges", _COLUMNS, new)
+    audited = [row for row in new if row.audit]
+    if audited:
+        names = ("id", "upstream", "reference", "created_at")
+        columns = [[getattr(row, name) for row in audited] for name in names]
+        connection = await session.connection()
+        await connection.exec_driver_sql(_POSTGRES_JOBS, (*columns, await turns(session, audited)))
+    return len(new)
 
 
 def _sqlite_values(row: ExchangeRow) -> tuple[Any, ...]:
@@ -105,4 +99,4 @@ def _sqlite_values(row: ExchangeRow) -> tuple[Any, ...]:
 
 def _sqlite_moment(moment: datetime) -> str:
     """As SQLAlchemy writes it; rows' moments are in UTC."""
-    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+    return moment.isoformat(" ", "microseconds")[:26]

@@ -20,6 +20,8 @@ KEPT = {Span.TEN_SECONDS: timedelta(hours=2), Span.MINUTE: timedelta(days=2)}
 """Fine rows are dropped when they are that old; hours and days stay."""
 MOST_POINTS = 400
 """A chart is about a thousand pixels wide."""
+MOST_ROWS = 10_000
+"""For the small charts of all streams together."""
 
 _KEPT = ("detector", "unit", "mean", "low", "high", "honest", "tolerated", "tokens", "log_e")
 _COUNTS = ("audits", "unsupported", "failed", "tokens", "exact_matches", "outside_support", "ambiguous_tokens")
@@ -74,9 +76,13 @@ def start_of(span: Span, moment: datetime) -> datetime:
     return datetime.fromtimestamp(seconds - seconds % SECONDS[span], timezone.utc)
 
 
-def span_for(period: timedelta) -> Span:
-    """The finest span that draws a period with at most `MOST_POINTS` points; days where none does."""
-    fitting = (span for span in Span if period.total_seconds() / SECONDS[span] <= MOST_POINTS)
+def span_for(period: timedelta, *, streams: int = 1) -> Span:
+    """The finest span that draws a period with at most `MOST_POINTS` points; days where none does.
+
+    For many streams at once a coarser one, so that no more than `MOST_ROWS` are read.
+    """
+    most = min(MOST_POINTS, MOST_ROWS / max(1, streams))
+    fitting = (span for span in Span if period.total_seconds() / SECONDS[span] <= most)
     return next(fitting, Span.DAY)
 
 

@@ -57,7 +57,7 @@ async def claim(
     The reference is the given one, or that of the job whose turn it is, so that a batch needs one model. One
     statement; workers that claim at the same moment get different jobs and do not wait for each other.
     """
-    due = (_in_state(JobState.TODO), Job.run_at <= now)
+    due = (in_state(JobState.TODO), Job.run_at <= now)
     first = select(Job.reference).where(*due).order_by(Job.turn, Job.id).limit(1).scalar_subquery()
     of_reference = select(Job.id).where(*due, Job.reference == (first if reference is None else reference))
     # in a CTE, since Postgres may run a subquery of WHERE more than once and then lease more than the limit
@@ -106,7 +106,7 @@ async def heartbeat(
     if not claims:
         return []
     held = tuple_(Job.id, Job.lease_token).in_([(claim.job_id, claim.lease_token) for claim in claims])
-    statement = update(Job).where(held, _in_state(JobState.LEASED)).values(lease_until=now + lease)
+    statement = update(Job).where(held, in_state(JobState.LEASED)).values(lease_until=now + lease)
     kept = set(await session.scalars(statement.returning(Job.id), execution_options=_AS_IS))
     return [claim for claim in claims if claim.job_id in kept]
 
@@ -117,7 +117,7 @@ async def release_stalled(session: AsyncSession, *, now: datetime, max_attempts:
     The attempt stays counted, and the last one is leased -> failed: a job that kills its workers does so
     `max_attempts` times at most.
     """
-    stalled = update(Job).where(_in_state(JobState.LEASED), Job.lease_until < now)
+    stalled = update(Job).where(in_state(JobState.LEASED), Job.lease_until < now)
     given_up = {**_released(JobState.FAILED), "reason": f"its workers died or hung {max_attempts} times"}
     ended = await _changed(session, stalled.where(Job.attempts >= max_attempts).values(given_up))
     again = {**_released(JobState.TODO), "run_at": now, "turn": 0, "reason": "the worker's lease ran out"}
@@ -128,14 +128,26 @@ async def pending(session: AsyncSession) -> Backlog:
     """How many jobs are in each state, and since when the oldest unfinished one waits."""
     rows = await session.execute(select(Job.state, func.count()).group_by(Job.state))
     counts = {state.value: count for state, count in rows}
-    unfinished = _in_state(JobState.TODO) | _in_state(JobState.LEASED)
-    oldest = await session.scalar(select(func.min(Job.created_at)).where(unfinished))
+    oldest = await session.scalar(select(func.min(Job.created_at)).where(unfinished()))
     return Backlog(**{state.value: counts.get(state.value, 0) for state in JobState}, oldest=oldest)
 
 
-def _in_state(state: JobState) -> ColumnElement[bool]:
+async def due(session: AsyncSession, *, now: datetime) -> dict[str, tuple[int, datetime]]:
+    """Of each reference with jobs that can be claimed: how many, and when the oldest one's exchange came."""
+    ready = (in_state(JobState.TODO), Job.run_at <= now)
+    query = select(Job.reference, func.count(), func.min(Job.created_at)).where(*ready).group_by(Job.reference)
+    return {reference: (count, oldest) for reference, count, oldest in await session.execute(query)}
+
+
+def in_state(state: JobState) -> ColumnElement[bool]:
+    """The condition that a job is in a state."""
     # literal, not bound: a planner uses a partial index only where it can see the condition
     return Job.state == literal(state, Job.state.type, literal_execute=True)
+
+
+def unfinished() -> ColumnElement[bool]:
+    """The condition that a job waits or is worked on."""
+    return in_state(JobState.TODO) | in_state(JobState.LEASED)
 
 
 def _released(state: JobState) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def _released(state: JobState) -> dict[str, Any]:
 
 async def _end_lease(session: AsyncSession, claim: Claim, *, state: JobState, **values: Any) -> bool:
     held = update(Job).where(
-        Job.id == claim.job_id, Job.lease_token == claim.lease_token, _in_state(JobState.LEASED)
+        Job.id == claim.job_id, Job.lease_token == claim.lease_token, in_state(JobState.LEASED)
     )
     return await _changed(session, held.values({**_released(state), **values})) == 1
 

@@ -1,7 +1,9 @@
 """The journal: finished exchanges on disk before anybody is told that they are done.
 
 Each process appends to segments of its own in a directory that all of this machine's processes share. One thread
-writes what has come and syncs it (`fdatasync`), a group at a time: while one group is on its way, the next gathers.
+writes what has come and syncs it (`fdatasync`), a group at a time: while one group is on its way, the next gathers,
+and one that finds the thread idle waits for nothing. A segment has room ahead of its end, written as zeros: a sync
+then writes the records alone, not also the file's new size through the file system's journal.
 A segment is locked as long as its owner lives; `storage.writer` moves records into the database, from the segments of
 the living and of the dead, and deletes a segment when its last record is committed.
 """
@@ -9,6 +11,7 @@ the living and of the dead, and deletes a segment when its last record is commit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -21,7 +24,7 @@ from types import TracebackType
 
 from storage.engines import is_sqlite, parse_url
 from storage.errors import JournalFull
-from storage.journal_format import MARK_BYTES, frame
+from storage.journal_format import MARK_BYTES, MAX_PAYLOAD, frame
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ SEGMENT_BYTES = 8 * 2**20
 SEGMENT_SECONDS = 10.0
 """A segment's age at which the next one is begun: a committed record does not stay on disk for much longer."""
 SUFFIX = ".journal"
+_ROOM_BYTES = 1 << 20
 _MEASURE_SECONDS = 0.2
 _IDLE_SECONDS = 0.5
 _PROBE_BYTES = 1 << 16
@@ -98,6 +102,9 @@ class Journal:
     def append(self, payload: bytes) -> asyncio.Future[None]:
         """Take one record; the future is done when it is synced, or has JournalFull. Never waits, never raises."""
         future = self._loop.create_future()
+        if len(payload) > MAX_PAYLOAD:  # alone, and not with all of its group
+            future.set_exception(JournalFull(f"a record of {len(payload)} bytes is larger than any may be"))
+            return future
         if self.used + len(payload) > self.max_bytes:
             future.set_exception(JournalFull(f"the journal is at its cap of {self.max_bytes >> 20} MiB"))
             return future
@@ -126,6 +133,8 @@ class Journal:
                 self._probe()
             if self._segment and (sealing or closing or self._segment.is_ripe(self._segment_bytes)):
                 self._close_segment()
+            elif group and self._segment:
+                self._segment.make_room()  # nobody waits for this one
             self._measure()
             if closing and not group:
                 return
@@ -137,11 +146,11 @@ class Journal:
                 self._segment = _Segment(self._directory)
             self._segment.append([payload for payload, _ in group])
             self.appended += len(group)
-        except (OSError, ValueError) as cause:
-            reason = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)
+        except OSError as cause:
+            reason = os.strerror(cause.errno) if cause.errno else str(cause)
             error = JournalFull(f"the journal in {self._directory} cannot be written: {reason}")
             # after a failed write or sync nobody knows what the file holds: never append to it again
-            self._close_segment()
+            self._close_segment(failed=True)
         self.failure = None if error is None else str(error)
         with self._wake:
             self._pending_bytes -= sum(len(payload) for payload, _ in group)
@@ -160,15 +169,16 @@ class Journal:
             return
         self.failure = None
 
-    def _close_segment(self) -> None:
+    def _close_segment(self, *, failed: bool = False) -> None:
         if self._segment is not None:
-            self._segment.close()
+            self._segment.close(failed=failed)
             self._segment = None
 
     def _measure(self) -> None:
         now = time.monotonic()
         if now - self._measured_at > _MEASURE_SECONDS:
-            self._measured, self._measured_at = segment_bytes(self._directory), now
+            ahead = self._segment.room if self._segment else 0
+            self._measured, self._measured_at = max(0, segment_bytes(self._directory) - ahead), now
 
 
 class _Segment:
@@ -178,31 +188,55 @@ class _Segment:
         self._mark = os.urandom(MARK_BYTES)
         name = f"{time.time_ns() // 1_000_000:013}-{os.getpid()}-{self._mark.hex()}{SUFFIX}"
         hidden = directory / f".{name}"
-        self._path, self._size, self._born = directory / name, 0, time.monotonic()
-        self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path, self._born = directory / name, time.monotonic()
+        self._size = self._room = 0
+        self._file = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(self._path)
         _sync_directory(directory)
 
     def append(self, payloads: Sequence[bytes]) -> None:
-        data = memoryview(b"".join([frame(payload, self._mark) for payload in payloads]))
-        while data:
-            data = data[os.write(self._file, data) :]
+        end = self._write(b"".join([frame(payload, self._mark) for payload in payloads]), self._size)
         os.fdatasync(self._file)
-        self._size = os.fstat(self._file).st_size
+        self._size = end
+
+    @property
+    def room(self) -> int:
+        """Bytes that the file is larger than its records."""
+        return max(0, self._room - self._size)
+
+    def make_room(self) -> None:
+        """Let the file grow ahead of its records, unless it is far ahead already."""
+        if self.room > _ROOM_BYTES // 2:
+            return
+        start = max(self._room, self._size)
+        self._room = start + _ROOM_BYTES
+        with contextlib.suppress(OSError):  # a full disk, say: the next record may fit all the same, or will tell
+            self._write(bytes(_ROOM_BYTES), start)
+            os.fdatasync(self._file)
 
     def probe(self) -> None:
         """Write what is no record. Raises OSError where the disk does not take it."""
-        os.write(self._file, bytes(_PROBE_BYTES))
+        self._write(bytes(_PROBE_BYTES), 0)
         os.fdatasync(self._file)
 
     def is_ripe(self, limit: int) -> bool:
         return self._size >= limit or time.monotonic() - self._born >= SEGMENT_SECONDS
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         if not self._size:
             self._path.unlink(missing_ok=True)
+        elif not failed:  # else a record may stand behind the end: whole, though it was never acknowledged
+            with contextlib.suppress(OSError):  # zeros at the end do no harm
+                os.ftruncate(self._file, self._size)
         os.close(self._file)
+
+    def _write(self, data: bytes, position: int) -> int:
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self._file, left, position)
+            left, position = left[written:], position + written
+        return position
 
 
 def default_directory(store: str) -> Path:

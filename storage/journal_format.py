@@ -1,8 +1,9 @@
 """The journal's framing: payloads as bytes that survive a torn write, and back. Pure.
 
 A record, little-endian: the segment's mark (8 random bytes, which its file's name tells), u32 length of the payload,
-u32 CRC-32 of length and payload, the payload. A segment is records and nothing else. What a crash left half written
-at its end is no record; what was damaged before a later record is skipped and counted, up to the next whole record.
+u32 CRC-32 of length and payload, the payload. A segment is records, and zeros behind them while its owner lives or
+after it died. What a crash left half written at its end is no record; what was damaged before a later record is
+skipped and counted, up to the next whole record.
 Nobody who sends text to the proxy knows the mark, so no text can pose as a record after a crash.
 """
 
@@ -13,6 +14,7 @@ MARK_BYTES = 8
 MAX_PAYLOAD = 256 * 2**20
 """No exchange is larger: the proxy bounds a request and the copy of an answer far below."""
 _HEAD = struct.Struct(f"<{MARK_BYTES}sII")
+MAX_RECORD = _HEAD.size + MAX_PAYLOAD
 _LENGTH = struct.Struct("<I")
 
 
@@ -21,6 +23,15 @@ def frame(payload: bytes, mark: bytes) -> bytes:
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"a record of {len(payload)} bytes is larger than the journal takes ({MAX_PAYLOAD})")
     return _HEAD.pack(mark, len(payload), _checksum(payload)) + payload
+
+
+def leading(data: bytes, mark: bytes) -> tuple[list[bytes], int]:
+    """The payloads of the whole records that the data begins with, and how many bytes those take."""
+    payloads, start = [], 0
+    while (payload := _record_at(data, start, mark)) is not None:
+        payloads.append(payload)
+        start += _HEAD.size + len(payload)
+    return payloads, start
 
 
 class Scanner:
@@ -52,7 +63,7 @@ class Scanner:
     def _found(self, *, at_end: bool) -> list[bytes]:
         payloads, start = [], 0
         while True:
-            payload = self._record_at(start)
+            payload = _record_at(self._buffer, start, self._mark)
             if payload is not None:
                 payloads.append(payload)
                 self.damaged += self._doubtful
@@ -68,16 +79,6 @@ class Scanner:
                 start += skipped
         del self._buffer[:start]
         return payloads
-
-    def _record_at(self, start: int) -> bytes | None:
-        if len(self._buffer) - start < _HEAD.size:
-            return None
-        mark, length, checksum = _HEAD.unpack_from(self._buffer, start)
-        end = start + _HEAD.size + length
-        if mark != self._mark or length > MAX_PAYLOAD or end > len(self._buffer):
-            return None
-        payload = bytes(memoryview(self._buffer)[start + _HEAD.size : end])
-        return payload if _checksum(payload) == checksum else None
 
     def _may_still_come(self, start: int) -> bool:
         """Whether more bytes could make a record out of what stands here."""
@@ -95,6 +96,17 @@ class Scanner:
             return found
         # the mark itself may be cut
         return max(min(start, len(self._buffer)), len(self._buffer) - MARK_BYTES + 1)
+
+
+def _record_at(data: bytes | bytearray, start: int, mark: bytes) -> bytes | None:
+    if len(data) - start < _HEAD.size:
+        return None
+    found, length, checksum = _HEAD.unpack_from(data, start)
+    end = start + _HEAD.size + length
+    if found != mark or length > MAX_PAYLOAD or end > len(data):
+        return None
+    payload = bytes(memoryview(data)[start + _HEAD.size : end])
+    return payload if _checksum(payload) == checksum else None
 
 
 def _checksum(payload: bytes) -> int:

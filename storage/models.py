@@ -2,7 +2,7 @@
 
 import enum
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from sqlalchemy import (
     JSON,
@@ -98,6 +98,10 @@ def _choice(members: type[enum.Enum], name: str, *, constrained: bool = True) ->
     )
 
 
+Sum = Annotated[int, mapped_column(BigInteger().with_variant(Integer(), "sqlite"))]
+"""Counts tokens, or whatever else exceeds 2**31 in a long life."""
+
+
 def _partial(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
@@ -158,6 +162,8 @@ class Exchange(Base):
         CheckConstraint("audit = (unaudited_reason IS NULL)", name="audited_or_reason"),
         CheckConstraint("reference IS NOT NULL OR NOT audit", name="audited_against_reference"),
         Index("ix_exchanges_created_at", "created_at"),
+        # a few among millions: what went wrong is asked for by itself
+        Index("ix_exchanges_incomplete", "outcome", "created_at", **_partial("outcome <> 'complete'")),
         Index("ix_exchanges_user_hash", "user_hash", **_partial("user_hash IS NOT NULL")),
     )
 
@@ -273,17 +279,17 @@ class Stream(Base):
     sampler: Mapped[str] = mapped_column(primary_key=True)
     """Id of the contract that the configuration names; empty for none."""
     updated_at: Mapped[datetime]
-    audits: Mapped[int]
+    audits: Mapped[Sum]
     """Audits weighed so far: the highest `audits.stream_position`."""
-    requests: Mapped[int]
+    requests: Mapped[Sum]
     """Answers that count as evidence; those skipped are in `detail`, by reason."""
-    tokens: Mapped[int]
+    tokens: Mapped[Sum]
     verdict: Mapped[str] = mapped_column(String(32))
     """consistent, deviates, inconclusive or unsupported; see docs/verdicts.md."""
     reasons: Mapped[list[str]] = mapped_column(JSON)
     log_e: Mapped[float]
     """ln of the highest e-value so far."""
-    drift_alarm_at: Mapped[int | None]
+    drift_alarm_at: Mapped[Sum | None]
     """Token at which the drift alarm rang."""
     calibration_id: Mapped[int | None]
     """The band that `state` was made with; null for the shipped one."""
@@ -325,7 +331,7 @@ class DeadLetter(Base):
 
 
 class Retention(Base):
-    """How long an upstream's rows are kept, as the proxy's configuration says; `seedproof db purge` obeys."""
+    """How long an upstream's rows are kept, as the proxy's configuration says; `storage.retention` obeys."""
 
     __tablename__ = "retention"
 
@@ -336,6 +342,29 @@ class Retention(Base):
     """After so many days audits are deleted; null for never."""
     redact_verified: Mapped[bool]
     """Whether request and answer are emptied as soon as they are audited."""
+    emptied_to: Mapped[datetime | None]
+    """What came before is emptied: where the next purge begins to look; null for everywhere."""
+    deleted_to: Mapped[datetime | None]
+    """What came before is deleted."""
+
+
+class Chore(Base):
+    """What one process at a time does for all, again and again; `storage.housekeeping` moves it."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    due_at: Mapped[datetime]
+    """Not to be begun before."""
+    lease_until: Mapped[datetime | None]
+    """Somebody is at it, or died at it, until then."""
+    holder: Mapped[str | None]
+    done_at: Mapped[datetime | None]
+    """When it last went well."""
+    failures: Mapped[int]
+    """How often it went wrong, ever."""
+    problem: Mapped[str | None]
+    """Why it last went wrong; null since it went well."""
 
 
 class Erasure(Base):

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from storage.models import Base
+from storage.models import Base, Sum
 
 
 class Span(str, enum.Enum):
@@ -40,17 +40,17 @@ class StreamHistory(Base):
     """Weighed in this span; so are all counts down to `match_rates`."""
     unsupported: Mapped[int]
     failed: Mapped[int]
-    tokens: Mapped[int]
-    exact_matches: Mapped[int]
-    outside_support: Mapped[int]
-    ambiguous_tokens: Mapped[int]
+    tokens: Mapped[Sum]
+    exact_matches: Mapped[Sum]
+    outside_support: Mapped[Sum]
+    ambiguous_tokens: Mapped[Sum]
     match_rates: Mapped[list[int]] = mapped_column(JSON)
     """Verified audits by match rate: up to each of `storage.history.RATE_BOUNDS`, none counted twice."""
     verdict: Mapped[str] = mapped_column(String(32))
     """At the span's last audit; so is all that follows, over the stream's whole life."""
     log_e: Mapped[float]
-    total_requests: Mapped[int]
-    total_tokens: Mapped[int]
+    total_requests: Mapped[Sum]
+    total_tokens: Mapped[Sum]
     match_mean: Mapped[float | None]
     """1 − the mean of the detector `mismatch`; null where it was not used."""
     match_low: Mapped[float | None]
@@ -82,8 +82,8 @@ class VerdictChange(Base):
     verdict: Mapped[str] = mapped_column(String(32))
     reasons: Mapped[list[str]] = mapped_column(JSON)
     log_e: Mapped[float]
-    requests: Mapped[int]
-    tokens: Mapped[int]
+    requests: Mapped[Sum]
+    tokens: Mapped[Sum]
 
     __table_args__ = (
         Index("ix_verdict_changes_stream", "upstream", "model", "reference", "sampler", "id"),

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from storage.models import Base
+from storage.models import Base, Sum
 
 
 class ProxyProcess(Base):
@@ -19,11 +19,11 @@ class ProxyProcess(Base):
     pid: Mapped[int]
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]
-    recorded: Mapped[int]
+    recorded: Mapped[Sum]
     """Exchanges written down since the start."""
-    lost: Mapped[int]
+    lost: Mapped[Sum]
     """Exchanges that are nowhere; must stay 0."""
-    waiting: Mapped[int]
+    waiting: Mapped[Sum]
     """Exchanges that wait for the database; in bytes where they wait in a journal."""
     problem: Mapped[str | None]
     """One sentence when somebody should look."""

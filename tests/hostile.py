@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 class RawUpstream:
     """Answers the n-th connection with the n-th script (the last one for all later ones), then closes or holds."""
 
-    def __init__(self, scripts: Sequence[Sequence[bytes]], *, hold: bool = False) -> None:
-        self.scripts, self.hold = scripts, hold
+    def __init__(self, scripts: Sequence[Sequence[bytes]], *, hold: bool = False, pause: float = 0) -> None:
+        self.scripts, self.hold, self.pause = scripts, hold, pause
         self.connections = 0
         self.url = ""
         self._writers: list[asyncio.StreamWriter] = []
@@ -25,7 +25,7 @@ class RawUpstream:
             for part in script:
                 writer.write(part)
                 await writer.drain()
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.pause)
             if self.hold:
                 await reader.read()
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -46,8 +46,10 @@ class RawUpstream:
 
 
 @asynccontextmanager
-async def raw_upstream(*scripts: Sequence[bytes], hold: bool = False) -> AsyncIterator[RawUpstream]:
-    upstream = RawUpstream(scripts, hold=hold)
+async def raw_upstream(
+    *scripts: Sequence[bytes], hold: bool = False, pause: float = 0
+) -> AsyncIterator[RawUpstream]:
+    upstream = RawUpstream(scripts, hold=hold, pause=pause)
     server = await asyncio.start_server(upstream.handle, "127.0.0.1", 0)
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:

@@ -45,6 +45,7 @@ PURE_CORES = {
     "proxy/sse",
     "proxy/token_ids",
     "proxy/transcript",
+    "proxy/unverifiable",
     "proxy/upstreams",
     "storage/exchange_codec",
     "storage/journal_format",
@@ -74,11 +75,13 @@ PURE_CORES = {
     "verifier/rows",
     "verifier/samplers",
     "verifier/sampling_params",
+    "verifier/scaling",
     "verifier/scoring",
     "verifier/sequences",
     "verifier/speculation",
     "verifier/spelling",
     "verifier/stream_state",
+    "verifier/throttle",
     "verifier/verdict",
 }
 IMPURE = {
@@ -92,6 +95,9 @@ ENGINES = {"vllm", "triton"}
 ENGINE_ROOMS = ("reference", "kernels")
 MODEL_LIBRARIES = {"transformers"}
 MODEL_ROOMS = (*ENGINE_ROOMS, "cheats", "decode_batch", "demo_model", "generation", "model", "tokeniz")
+
+CLUSTERS = {"ray"}
+CLUSTER_ROOMS = ("ray_",)
 
 VAGUE = {"utils", "util", "common", "manager", "managers", "helper", "helpers", "misc"}
 LINES = 450
@@ -175,13 +181,15 @@ def impure_core(source: Source) -> list[str]:
 
 
 def engine_out_of_place(source: Source) -> list[str]:
-    """Engines belong to reference models and kernels, transformers to these and to the model's own files."""
+    """Engines belong to reference models and kernels, transformers to the model's own files too, Ray to ray_*."""
     if source.room not in ROOMS:
         return []
     names = source.path.parts[1:]
     forbidden = set() if any(name.startswith(ENGINE_ROOMS) for name in names) else set(ENGINES)
     if not any(name.startswith(MODEL_ROOMS) for name in names):
         forbidden |= MODEL_LIBRARIES
+    if not source.path.name.startswith(CLUSTER_ROOMS):
+        forbidden |= CLUSTERS
     return [f"{source.path} imports {name}" for name in sorted(_imported(source, forbidden))]
 
 
@@ -249,6 +257,8 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (engine_out_of_place, "verifier/scoring.py", "import triton.language as tl", "imports triton"),
     (engine_out_of_place, "verifier/worker.py", "from transformers import AutoModel", "imports transformers"),
     (engine_out_of_place, "verifier/tokenization.py", "import vllm", "imports vllm"),
+    (engine_out_of_place, "verifier/executor_ray.py", "def f():\n    import ray", "imports ray"),
+    (engine_out_of_place, "verifier/worker.py", "from ray import data", "imports ray"),
     (vague_name, "proxy/utils.py", "", "is named utils"),
     (vague_name, "verifier/helpers/noise.py", "", "is named helpers"),
     (vague_name, "storage/job_manager.py", "", "is named manager"),
@@ -275,6 +285,7 @@ ALLOWED: list[tuple[Rule, str, str]] = [
     (impure_core, "verifier/scoring.py", "import math\nfrom urllib.parse import quote"),
     (engine_out_of_place, "verifier/reference_vllm.py", "import vllm\nimport transformers"),
     (engine_out_of_place, "verifier/kernels/draw.py", "import triton"),
+    (engine_out_of_place, "verifier/ray_driver.py", "import ray"),
     (vague_name, "verifier/commonsense.py", ""),
     (too_long, "tests/test_x.py", "x = 1\n" * (LINES + 1)),
     (too_long, "storage/migrations/versions/one.py", "x = 1\n" * (LINES + 1)),

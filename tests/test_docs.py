@@ -3,10 +3,10 @@
 import contextlib
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
+from documented import DOCUMENTS, ROOT, commands_of
 from sqlalchemy import text
 from storage_rows import audit, exchange
 
@@ -14,11 +14,6 @@ from proxy import config, config_upstreams, dashboard_config, metrics_config
 from seedproof import cli
 from storage import audits, exchanges
 from storage.database import open_database
-
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = (
-    "README.md", "ARCHITECTURE.md", "THREAT_MODEL.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
-)
 
 
 async def test_the_readmes_queries_run_and_find_rows(database_url):
@@ -53,15 +48,6 @@ def test_commands_in_documents_parse_with_their_options(document):
         except click.ClickException as error:
             refused[line] = error.format_message()
     assert refused == {}
-
-
-def commands_of(text: str) -> list[str]:
-    """Every `seedproof …` command: lines of code blocks, indented or fenced, and inline code with arguments."""
-    fenced = re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL)
-    blocks = fenced + re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
-    joined = "\n".join(blocks).replace("\\\n", " ")
-    lines = re.findall(r"^(?:[$#] |[\w./-]*/)?(seedproof .*?)(?: +# .*|&)?$", joined, re.MULTILINE)
-    return [re.sub(r"[\[\]…]|\.\.\.", "", line) for line in [*lines, *re.findall(r"`(seedproof [^`]+)`", text)]]
 
 
 def parse(command: click.Command, arguments: list[str]) -> None:

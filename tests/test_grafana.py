@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from storage.database import open_database
 CONFIGS = Path(__file__).parents[1] / "configs"
 DASHBOARD = json.loads((CONFIGS / "grafana/dashboards/seedproof.json").read_text())
 TARGETS = [target for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+VARIABLES = [one for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
 needs_prometheus = pytest.mark.skipif(
     not all(map(shutil.which, ("prometheus", "promtool"))), reason="not installed: apt-get install prometheus"
 )
@@ -62,6 +64,46 @@ def test_the_dashboard_is_whole():
     assert set(re.findall(r"\$\{?(\w+)", json.dumps(panels))) - {"__rate_interval", "__timeFilter"} <= named
     queried = {target["datasource"]["type"] for target in TARGETS}
     assert queried == {"prometheus", "grafana-postgresql-datasource"}
+
+
+def lost(told, kept, place="") -> list[str]:
+    """Where `kept` lacks what `told` has."""
+    if not isinstance(told, (dict, list)) or type(told) is not type(kept):
+        return [] if told == kept else [place]
+    parts = told.items() if isinstance(told, dict) else enumerate(told)
+    known = kept if isinstance(kept, dict) else dict(enumerate(kept))
+    return [at for name, value in parts for at in lost(value, known.get(name), f"{place}/{name}")]
+
+
+def as_grafana_reads_it(dashboard: dict) -> dict:
+    """Through the types that Grafana publishes: what they do not know is dropped."""
+    pytest.importorskip("grafana_foundation_sdk", reason="needs Python 3.11")
+    from grafana_foundation_sdk.cog import plugins
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # newer than what files are read as
+        from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    plugins.register_default_plugins()
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))
+
+
+def test_grafanas_own_types_know_all_of_the_dashboard():
+    assert lost(DASHBOARD, as_grafana_reads_it(DASHBOARD)) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [(), ("panels", 1), ("panels", 1, "fieldConfig", "defaults"), ("panels", 1, "targets", 0),
+     ("templating", "list", 2)],
+)  # fmt: skip
+def test_a_mistake_in_the_dashboard_is_seen(place):
+    changed = json.loads(json.dumps(DASHBOARD))
+    part = changed
+    for name in place:
+        part = part[name]
+    part["colour"] = "red"
+    assert lost(changed, as_grafana_reads_it(changed)) == ["/".join(["", *map(str, place), "colour"])]
 
 
 @asynccontextmanager
@@ -119,6 +161,8 @@ async def test_a_real_prometheus_answers_every_query_of_the_dashboard(sqlite_url
 
         await until(deviates)
         queries = [promql(target["expr"]) for target in TARGETS if "expr" in target]
+        chosen = [re.fullmatch(r"label_values\((\w+), (\w+)\)", one["definition"]).groups() for one in VARIABLES]
+        queries += [f"group by ({label}) ({metric})" for metric, label in chosen]
         empty = {query for query in queries if not await asked(server, query)}
         # of a provider that never failed, and of clients that never left, there is no series
         assert not [query for query in empty if not re.search("errors|disconnects|refused", query)]

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -60,6 +61,18 @@ async def test_sigterm_ends_it_and_what_runs_alongside(tmp_path):
 
     await asyncio.wait_for(serve(config, alongside=worker), 10)
     assert ended == [True]
+
+
+async def test_what_stands_at_the_start_is_no_work_for_the_garbage_collector(tmp_path):
+    config = parse_config(document(tmp_path, "http://127.0.0.1:1/v1"), {"SEED": SECRET})
+    frozen = []
+
+    async def look():
+        frozen.append(gc.get_freeze_count())
+
+    await asyncio.wait_for(serve(config, alongside=look), 10)
+    assert frozen[0] > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 async def test_failure_alongside_ends_it(tmp_path):

@@ -141,7 +141,7 @@ def test_shipped_configurations_load(tmp_path):
     text = (CONFIGS / "production.toml").read_text().replace("/run/secrets/seedproof_seed", str(secret))
     (tmp_path / "p.toml").write_text(text)
     config = load_config(tmp_path / "p.toml", ENVIRONMENT)
-    assert config.limits == Limits()
+    assert config.limits == Limits(drain_seconds=5)
     assert config.upstreams[0].models["Qwen/Qwen3-8B"].sampling.top_k == 20
 
 

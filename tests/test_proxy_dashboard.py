@@ -20,6 +20,8 @@ from proxy.errors import ConfigError
 from storage import alerts
 from storage.database import open_database
 
+API = Path(__file__).parents[1] / "docs/api.md"
+
 PASSWORD = "correct horse"
 STREAM = {"upstream": "cheap", "model": "smollm2", "reference": "smollm2-bf16", "sampler": "vllm@0.26.0/v2"}
 HASH = password_hash(PASSWORD, b"0123456789abcdef")
@@ -129,6 +131,8 @@ async def test_tokens_carry_the_shade_of_their_margin(clients):
     shades = re.findall(r'<span class="t m(\d)( a)?" data-row', page)
     assert len(shades) == TOKENS
     assert {shade for shade, _ in shades} == {"0", "5", "7"}
+    assert [place for place, (_, open_id) in enumerate(shades) if open_id] == [0, 1]
+    assert page.count("<td>ambiguous</td>") == 2
     rows = (await (await client.get("/dashboard/api/v1/tokens.json?exchange_id=0193-0001")).json())["rows"]
     assert [row["margin"] for row in rows].count(None) == 1
     assert rows[-1]["inside_support"] is False
@@ -157,6 +161,19 @@ async def test_every_table_is_there_as_json_and_as_csv(clients, table):
     assert rows
     assert len(lines) == len(rows) + 1
     assert set(lines[0].split(",")) <= set(rows[0])
+
+
+async def test_every_table_of_the_documented_api_is_there_and_no_other(clients):
+    section = API.read_text().partition("## Tables")[2].partition("## The rest")[0]
+    first_cells = " ".join(re.findall(r"^\| (`.+?) \|", section, re.MULTILINE))
+    documented = set(re.findall(r"`(\w+)`", first_cells))
+    client = await clients()
+    for name in documented:
+        for kind in ("json", "csv"):
+            await text_of(client, f"/dashboard/api/v1/{name}.{kind}", **STREAM, exchange_id="0193-0001")
+    async with client.get("/dashboard/api/v1/other.json") as answer:
+        assert answer.status == 404
+        assert documented == set(re.findall(r"'(\w+)'", (await answer.json())["error"]["message"])) - {"other"}
 
 
 async def test_alerts_are_shown_and_kept_quiet_by_a_form_of_the_page_alone(clients, tmp_path):

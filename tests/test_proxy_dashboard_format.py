@@ -34,7 +34,8 @@ def test_durations(seconds, text):
 
 @pytest.mark.parametrize(
     ("log_e", "text"),
-    [(0.0, "1"), (math.log(1000), "1e+03"), (math.log(12), "12"), (188.6, "8e+81"), (690000.0, "2e+299663")],
+    [(0.0, "1"), (math.log(1000), "1e+03"), (math.log(12), "12"), (188.6, "8e+81"), (math.log(9.7e9), "1e+10"),
+     (690000.0, "2e+299663")],
 )
 def test_e_values(log_e, text):
     assert form.e_value(log_e) == text
@@ -65,3 +66,19 @@ def test_a_sparkline_stays_in_its_box(means):
             x, y = map(float, pair.split())
             assert 0 <= x <= WIDTH
             assert -0.1 <= y <= HEIGHT + 0.1
+
+
+@pytest.mark.parametrize("count", [120, 121, 1000])
+def test_a_sparkline_of_many_points_thins_them_and_keeps_the_last(count):
+    drawn = sparkline(points(*[0.9] * (count - 1), 0.6)).mean.split("L")
+    assert 60 <= len(drawn) <= 120
+    assert drawn[-1] == sparkline(points(0.9, 0.6)).mean.split("L")[-1]
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [("/root/.cache/seedproof/models/SmolLM2", "SmolLM2"), ("./models/m/", "m"), ("~/m", "m"), ("/", "/"),
+     ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"), ("smollm2-bf16", "smollm2-bf16")],
+)  # fmt: skip
+def test_a_reference_is_called_by_its_name_not_by_its_place(reference, name):
+    assert form.reference_name(reference) == name

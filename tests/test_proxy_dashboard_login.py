@@ -26,7 +26,7 @@ def test_a_session_ends_and_cannot_be_made_up():
     assert not login.session_is_valid(KEY, cookie, now=1000.0 + login.SESSION_SECONDS)
     assert not login.session_is_valid(login.session_key(b"seed secret", "another password"), cookie, now=1000.0)
     later = str(int(cookie.split(".")[0]) + 1) + cookie[cookie.index("."):]
-    for forged in ("", ".", "..", "9999999999.x.y", later, cookie[:-1], "９" * 10 + ".n.s"):
+    for forged in ("", ".", "..", "9999999999.x.y", later, cookie[:-1], "９" * 10 + ".n.s", "1.n.\udcff"):
         assert not login.session_is_valid(KEY, forged, now=1000.0)
 
 

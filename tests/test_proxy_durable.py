@@ -10,7 +10,7 @@ import pytest
 from journals import records_in, small_disk
 from upstreams import SECRET, SSE, Reply, completion, events, scripted, stream_chunk
 
-from proxy.app import RECORDER, make_app, serving
+from proxy.app import METRICS, RECORDER, make_app, serving
 from proxy.config import parse_config
 from storage import journal as journal_module
 
@@ -25,13 +25,14 @@ BROKEN = Reply([], then="abort")
 
 
 @asynccontextmanager
-async def proxied(tmp_path, reply, journal=None):
+async def proxied(tmp_path, reply, journal=None, **more):
     async with scripted(reply) as upstream:
         document = {
             "listen": "127.0.0.1:0", "store": f"sqlite:///{tmp_path / 'test.db'}", "seed": {"secret_env": "SEED"},
             "journal": {"directory": str(tmp_path / "journal"), **(journal or {})},
             "upstreams": [{"name": "up", "base_url": upstream.url, "kind": "vllm", "models": {
                 "m": {"reference": "ref", "sampler": "vllm@0.26.0/v2"}}}],
+            **more,
         }  # fmt: skip
         config = parse_config(document, {"SEED": SECRET})
         app = make_app(config)
@@ -111,6 +112,20 @@ async def test_fail_closed_acknowledges_nothing_that_is_not_kept(tmp_path, reply
             assert (answer.status, told["ready"]) == (503, False)
             assert "No space left on device" in told["reasons"][0]
             assert app[RECORDER].lost <= refused
+
+
+async def test_a_providers_failure_that_cannot_be_recorded_is_refused_too(tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        journal = {"directory": str(disk), "when_full": "fail_closed", "writer": "apart"}
+        async with proxied(tmp_path, BROKEN, journal, metrics={"listen": "127.0.0.1:0"}) as (app, client):
+            told = []
+            for _ in range(6):
+                async with client.post("/v1/chat/completions", json={**BODY, "padding": "x" * 20_000}) as answer:
+                    told.append((answer.status, (await answer.json())["error"]["code"]))
+            assert told[0] == (502, "upstream_broke")
+            assert told[-1] == (503, "journal_full")
+            assert set(told) == {told[0], told[-1]}
+            assert app[METRICS].registry.get_sample_value("seedproof_in_flight_requests") == 0
 
 
 async def test_fail_open_answers_all_the_same(tmp_path):

@@ -197,6 +197,58 @@ async def test_one_byte_a_moment_ends_at_the_total_deadline(tmp_path):
         assert (row.outcome, row.response["error"]["code"]) == ("upstream_failed", "upstream_timeout")
 
 
+async def test_what_a_provider_says_of_itself_is_kept_as_its_claim(tmp_path):
+    told = {"model": "gpt-9", "system_fingerprint": "fp_1", "provider": "Elsewhere", "id": "chatcmpl-9"}
+    async with raw_upstream(body({**one(token_ids=[1]), **told})) as upstream, proxied(tmp_path, upstream.url) as proxy:
+        async with proxy.post() as answer:
+            assert answer.status == 200
+        [row] = await proxy.exchanges()
+        assert {name: row.response[name] for name in told} == told
+        assert (row.model, row.upstream, row.reference) == ("m", "up0", "ref")
+
+
+ERRORS = {
+    "OpenAI": (b"429 Too Many Requests", b'{"error":{"message":"slow down","type":"requests","param":null,"code":"x"}}'),
+    "OpenRouter": (b"402 Payment Required", b'{"error": {"code": 402, "message": "no", "metadata": {"raw": "{}"}}, "user_id": "u"}'),
+    "vLLM": (b"400 Bad Request", b'{"object":"error","message":"too long","type":"BadRequestError","param":null,"code":400}'),
+    "nginx": (b"502 Bad Gateway", b"<html>\r\n<head><title>502</title></head>\xff\x00</html>\r\n"),
+    "text": (b"418 Teapot", "überlastet".encode("latin-1")), "empty": (b"503 Nothing", b""),
+    "placeholder": (b"401 Unauthorized", b"none is no key"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("key", ["sk-upstream-canary", "none"])
+async def test_an_error_is_verbatim(tmp_path, name, key):
+    status, page = ERRORS[name]
+    told = {"Retry-After": "7", "retry-after-ms": "7000", "x-ratelimit-reset": "none", "x-request-id": "r", "X-Should-Retry": "true"}
+    said = http(page, JSON, *(f"{header}: {value}".encode() for header, value in told.items()), status=status)
+    async with (
+        raw_upstream([said[:-3], said[-3:]]) as upstream,
+        proxied(tmp_path, upstream.url, api_key_env="KEY", key=key) as proxy, proxy.post() as answer,
+    ):
+        assert (str(answer.status), await answer.read()) == (status[:3].decode(), page)
+        assert {header: answer.headers[header] for header in told} == told
+        assert answer.reason == status[4:].decode()
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"401 Unauthorized"])
+@pytest.mark.parametrize("kind", [JSON, SSE])
+async def test_the_key_reaches_no_client_however_it_is_cut(tmp_path, status, kind):
+    page = b'data: {"error": {"message": "wrong key: sk-upstream-canary"}}\n\n'
+    start = page.index(b"sk-")
+    length = b"Content-Length: %d" % len(page)
+    head = http(b"", kind, length, b"Connection: close", status=status, length=False)
+    scripts = [[head + page[:at], page[at:]] for at in range(start - 1, start + 20)]
+    async with (
+        raw_upstream(*scripts, pause=0.01) as upstream, proxied(tmp_path, upstream.url, api_key_env="KEY") as proxy,
+    ):
+        for _ in scripts:
+            async with proxy.post() as answer:
+                assert await answer.read() == page.replace(b"sk-upstream-canary", b"*" * 18)
+        assert upstream.connections == len(scripts)
+
+
 async def test_the_key_reaches_no_client_in_an_error(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     page = b'{"error": {"message": "wrong key: sk-upstream-canary, really sk-upstream-canary"}}'

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -15,13 +17,16 @@ from test_proxy_forward import BODY, JSON_BODY
 from test_proxy_processes import free_port, until
 from upstreams import SECRET, Reply, scripted
 from watched import fill
+from yarl import URL
 
-from proxy.app import METRICS, listening, make_app
+from proxy.app import METRICS, RECORDER, listening, make_app
 from proxy.config import parse_config
 from proxy.recorder import Health
 from storage import proxies
 from storage.database import open_database
 
+ROOT = Path(__file__).parents[1]
+ASKED = ROOT.parent / "shared/reference/proxies.md"
 STREAM = {"upstream": "cheap", "model": "smollm2", "reference": "smollm2-bf16", "sampler": "vllm@0.26.0/v2"}
 
 
@@ -65,10 +70,11 @@ async def chat(address: str, body=BODY, path="/v1/chat/completions") -> int:
 
 
 async def test_a_request_is_counted_and_measured(sqlite_url):
-    async with running(sqlite_url, Reply([JSON_BODY])) as (address, metrics, _):
+    async with running(sqlite_url, Reply([JSON_BODY])) as (address, metrics, app):
         assert await chat(address, {**BODY, "model": "m"}) == 200
         assert await chat(address, {**BODY, "model": "made-up"}, "/up/v1/chat/completions") == 200
         assert await chat(address, {**BODY, "model": "nobody's"}) == 404
+        await app[RECORDER].drained()
         found = await scraped(metrics)
     where = {"upstream": "up", "endpoint": "/v1/chat/completions"}
     for model in ("m", "other"):
@@ -80,6 +86,8 @@ async def test_a_request_is_counted_and_measured(sqlite_url):
     assert sum(value for key, value in found.items() if key[0] == "seedproof_refused_requests_total") == 1
     assert sample(found, "seedproof_in_flight_requests") == 0
     assert sample(found, "seedproof_records_lost_total") == 0
+    batches = sample(found, "seedproof_ingest_batch_size_count")
+    assert 1 <= batches <= sample(found, "seedproof_ingest_batch_size_sum") == 2
     assert not any("made-up" in str(key) or "nobody" in str(key) for key in found)
 
 
@@ -141,6 +149,17 @@ async def test_a_token_is_asked_where_one_is_configured(sqlite_url):
             async with aiohttp.ClientSession() as session, session.get(metrics, headers=headers) as answer:
                 assert answer.status == 401
         await scraped(metrics, Authorization="Bearer " + "t" * 16)
+        assert b" 401 " in await raw(metrics, b"Authorization: Bearer \xff\xfe")
+
+
+async def raw(url: str, header: bytes) -> bytes:
+    """The first line of the answer to a request with a header as it stands."""
+    where = URL(url)
+    reader, writer = await asyncio.open_connection(where.host, where.port)
+    writer.write(b"GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n" % (where.raw_path.encode(), header))
+    line = await reader.readline()
+    writer.close()
+    return line
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")
@@ -202,3 +221,23 @@ async def both_alive(metrics: str) -> bool:
         return sample(await scraped(metrics), "seedproof_proxy_processes") == 2
     except (aiohttp.ClientError, KeyError):
         return False
+
+
+async def test_every_metric_is_documented_and_every_documented_one_is_there(sqlite_url):
+    async with (
+        running(sqlite_url, Reply([JSON_BODY])) as (_, metrics, _app),
+        aiohttp.ClientSession() as session,
+        session.get(metrics) as answer,
+    ):
+        told = set(re.findall(r"^# TYPE (\w+) \w+$", await answer.text(), re.MULTILINE))
+    documented = set(re.findall(r"`(seedproof_\w+)`", (ROOT / "docs/metrics.md").read_text()))
+    assert {name for name in told if not name.endswith("_created")} == documented
+
+
+@pytest.mark.skipif(not ASKED.is_file(), reason="the list that the metrics come from is not here")
+def test_what_the_reference_asks_of_metrics_is_documented():
+    told = ASKED.read_text().partition("**Prometheus**")[2].partition("Multi-process mode")[0]
+    asked = set(re.findall(r"`(?:auditproxy)?_(\w+)", told.partition("Proposed:")[2]))
+    assert len(asked) == 17
+    documented = set(re.findall(r"`seedproof_(\w+)`", (ROOT / "docs/metrics.md").read_text()))
+    assert not asked - documented

@@ -1,13 +1,18 @@
 import dataclasses
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import policy
+from proxy import policy, protocol, unverifiable
 from proxy.config_upstreams import BOUNDS
+from proxy.errors import RequestError
 from proxy.protocol import CHAT, TEXT, GenerationRequest
-from proxy.upstreams import ForcedSampling, Mode, Model, Policy, Upstream
+from proxy.upstreams import DIALECTS, ForcedSampling, Mode, Model, Policy, Upstream
+from verifier.processors import not_modelled
+from verifier.samplers.names import parse
+from verifier.sampling_params import SamplingParams
 
 SECRET = b"a secret for tests"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -76,11 +81,84 @@ def test_without_a_model_nothing_is_forced():
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "multimodal_content"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, None),
     ({"guided_json": {"type": "object"}}, "structured_output"), ({"use_beam_search": True}, "beam_search"),
-    ({"mirostat": 2}, "custom_logits"), ({"json_schema": {}, "grammar": "root ::= [a-z]"}, "structured_output"),
+    # vLLM
+    ({"echo": True}, "echoed_prompt"), ({"truncate_prompt_tokens": 5}, "prompt_transformed"),
+    ({"thinking_token_budget": 0}, "custom_logits"), ({"thinking_token_budget": None}, None),
+    ({"include_reasoning": False}, "hidden_reasoning"), ({"include_reasoning": True}, None),
+    ({"watermarking": True}, "custom_logits"), ({"vllm_xargs": {"a": 1}}, "custom_logits"),
+    ({"structured_outputs": {"regex": "a"}}, "structured_output"), ({"skip_special_tokens": False}, None),
+    ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low", "min_tokens": 3}, None),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "structured_output"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}], "tool_choice": "none"}, None),
+    ({"tools": [{"type": "function", "function": {"name": "f", "strict": False}}], "parallel_tool_calls": True}, None),
+    # SGLang
+    ({"regex": "a+"}, "structured_output"), ({"ebnf": "root ::= a"}, "structured_output"),
+    ({"lora_path": "x"}, "other_weights"), ({"session_params": {"id": "s"}}, "prompt_transformed"),
+    ({"custom_logit_processor": "x"}, "custom_logits"), ({"separate_reasoning": True, "no_stop_trim": True}, None),
+    # OpenRouter
+    ({"reasoning": {"exclude": True}}, "hidden_reasoning"), ({"reasoning": {"max_tokens": 9}}, "custom_logits"),
+    ({"reasoning": {"effort": "low"}}, None), ({"models": ["a", "b"]}, "other_weights"),
+    ({"top_a": 0.1}, "custom_logits"), ({"preset": "mine"}, "prompt_transformed"),
+    ({"transforms": ["middle-out"]}, "prompt_transformed"), ({"plugins": [{"id": "web"}]}, "prompt_transformed"),
+    # OpenAI
+    ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, "audio_output"),
+    ({"functions": [{}]}, "legacy_functions"),
+    ({"prediction": {"type": "content"}}, "predicted_output"), ({"web_search_options": {"a": 1}}, "web_search"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "multimodal_content"),
+    ({"logprobs": True, "top_logprobs": 5, "max_completion_tokens": 9}, None),
+    ({"stream": True, "stream_options": {"include_usage": True}}, None),
+    # LMDeploy, Fireworks, llama.cpp
+    ({"do_preprocess": False}, "prompt_transformed"), ({"prompt_truncate_len": 9}, "prompt_transformed"),
+    ({"lora": [{"id": 0}]}, "other_weights"), ({"mirostat": 2}, "custom_logits"),
+    ({"json_schema": {}, "grammar": "root ::= [a-z]"}, "structured_output"),
 ])
 def test_what_no_contract_replays_is_not_audited(body, reason):
     decision = decide(body)
     assert (decision.unaudited_reason, decision.audit) == (reason, reason is None)
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6,
+)
+FIELDS = sorted({
+    *unverifiable._NOT_REPLAYABLE, *unverifiable._NOT_REPLAYABLE_OFF, *BOUNDS, "seed", "n", "stop", "min_tokens",
+    "max_tokens", "tools", "tool_choice", "response_format", "reasoning", "thinking_token_budget", "provider",
+    "modalities", "prompt", "messages", "best_of", "suffix", "logprobs", "top_logprobs", "return_token_ids", "user",
+    "logit_bias",
+})
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), ANY, max_size=5), st.sampled_from([CHAT, TEXT]), st.sampled_from(Mode))
+def test_any_fields_are_refused_or_decided(fields, endpoint, mode):
+    body = orjson.dumps({"model": "m", "messages": MESSAGES, "prompt": "x", **fields})
+    try:
+        request = protocol.parse(endpoint, body)
+    except RequestError:
+        return
+    for kind in DIALECTS:
+        upstream = dataclasses.replace(VLLM, kind=kind)
+        decision = policy.decide(request, upstream, with_mode(mode, bounds=BOUNDS), exchange_id="id", secret=SECRET)
+        assert decision.audit == (decision.unaudited_reason is None)
+        sent = orjson.loads(protocol.serialise(request, decision.changes))
+        assert sent.items() >= orjson.loads(orjson.dumps(dict(decision.changes))).items()
+        assert mode is not Mode.OBSERVE or sent == orjson.loads(body)
+
+
+ENGINES = ("vllm@0.26.0/v1", "vllm@0.26.0/v2", "sglang@0.5.5", "llama.cpp", "lmdeploy", "tgi", "huggingface", "greedy")
+PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -1, "min_tokens": 3}
+
+
+@pytest.mark.parametrize("sampler", ENGINES)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_that_the_contract_lacks_are_known_beforehand(sampler, name):
+    model = dataclasses.replace(MODEL, sampler=sampler)
+    lacks = not_modelled(parse(sampler).engine, SamplingParams.from_fields({name: PENALTIES[name]}))
+    decision = decide({name: PENALTIES[name]}, model=model)
+    assert decision.unaudited_reason == (None if lacks is None else "processor_not_modelled")
+    if lacks is not None:
+        assert policy.refused(decision, Policy(refuse=True)).code == "unverifiable_request"
+    assert decide(dict.fromkeys(PENALTIES, 0) | {"repetition_penalty": 1}, model=model).audit
 
 
 @given(st.text(max_size=40), st.binary(min_size=16, max_size=40))

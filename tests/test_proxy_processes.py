@@ -51,6 +51,14 @@ class Served:
     def children(self):
         return [child for child in psutil.Process(self.process.pid).children() if is_serving(child)]
 
+    async def closed(self):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", int(self.address.rpartition(":")[2]))
+        except OSError:
+            return True
+        writer.close()
+        return False
+
     async def exchanges(self):
         async with open_database(f"sqlite:///{self.store}") as database, database.reading() as session:
             from sqlalchemy import select
@@ -67,11 +75,11 @@ def is_serving(child):
 
 
 @asynccontextmanager
-async def served(tmp_path, reply, *options, rate=1.0):
+async def served(tmp_path, reply, *options, rate=1.0, limits=""):
     """The command line, as an operator runs it, before a scripted provider."""
     async with scripted(reply) as upstream:
         port, path, store = free_port(), tmp_path / "c.toml", tmp_path / "a.db"
-        text = TOML.format(port=port, store=store, url=upstream.url, rate=rate)
+        text = TOML.format(port=port, store=store, url=upstream.url, rate=rate) + f"[limits]\n{limits}\n"
         path.write_text(text)
         command = [sys.executable, "-m", "seedproof", "serve", "--config", str(path), *options]
         environment = {**os.environ, "TEST_SEED": SECRET}
@@ -158,21 +166,62 @@ async def test_sighup_and_sigterm_under_load_drop_no_stream(tmp_path):
             proxy.process.send_signal(signal.SIGHUP)
             proxy.process.send_signal(signal.SIGTERM)
 
-            async def closed():
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", int(proxy.address.rpartition(":")[2]))
-                except OSError:
-                    return True
-                writer.close()
-                return False
-
-            await until(closed)
+            await until(proxy.closed)
             gate.set()
             for answer in answers:
                 assert await answer.read() == last
         assert await asyncio.to_thread(proxy.process.wait, 60) == 0
         rows = await proxy.exchanges()
         assert [row.outcome.value for row in rows] == ["complete"] * 20
+
+
+STREAM = (events(stream_chunk("a", token_ids=[1]), done=False), events(stream_chunk("b", finish="stop")))
+
+
+@pytest.mark.parametrize("options", [(), ("--processes", "2")])
+async def test_sigterm_is_told_to_balancers_before_the_listener_closes(tmp_path, options):
+    reply = Reply(STREAM, content_type=SSE, gate=asyncio.Event())
+    drain = "drain_seconds = 3600"
+    once = aiohttp.TCPConnector(force_close=True)
+    async with (
+        served(tmp_path, reply, *options, limits=drain) as (_, proxy), aiohttp.ClientSession(connector=once) as client,
+    ):
+        await until_ready(client, proxy.address)
+        before = await client.post(proxy.address + "/v1/chat/completions", data=orjson.dumps({**BODY, "stream": True}))
+        assert await before.content.readany() == STREAM[0]
+        proxy.process.send_signal(signal.SIGTERM)
+
+        async def told():
+            async with client.get(proxy.address + "/readyz") as answer:
+                return answer.status == 503 and (await answer.json())["reasons"] == ["shutting down"]
+
+        for _ in range(20):  # of two processes each has to be told; the kernel deals out the connections
+            await until(told)
+        after = await client.post(proxy.address + "/v1/chat/completions", data=orjson.dumps({**BODY, "stream": True}))
+        assert (after.status, after.headers["Connection"]) == (200, "close")
+        proxy.process.send_signal(signal.SIGTERM)
+        await until(proxy.closed)
+        reply.gate.set()
+        assert await before.read() == STREAM[1]
+        assert await after.read() == b"".join(STREAM)
+        assert await asyncio.to_thread(proxy.process.wait, 60) == 0
+        assert [row.outcome.value for row in await proxy.exchanges()] == ["complete"] * 2
+
+
+async def test_the_time_to_drain_ends_and_so_does_an_answer_that_does_not(tmp_path):
+    reply = Reply(STREAM, content_type=SSE, gate=asyncio.Event())
+    limits = "drain_seconds = 0.5\nshutdown_seconds = 0.5"
+    async with served(tmp_path, reply, limits=limits) as (_, proxy), aiohttp.ClientSession() as client:
+        await until_ready(client, proxy.address)
+        answer = await client.post(proxy.address + "/v1/chat/completions", data=orjson.dumps({**BODY, "stream": True}))
+        assert await answer.content.readany() == STREAM[0]
+        proxy.process.send_signal(signal.SIGTERM)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+        assert await asyncio.to_thread(proxy.process.wait, 60) == 0
+        [row] = await proxy.exchanges()
+        assert (row.outcome.value, row.response["error"]["code"]) == ("client_left", "proxy_shutdown")
+        assert (row.audit, row.response["choices"][0]["token_ids"]) == (True, [1])
 
 
 def test_key_is_shown_once_and_kept_as_a_hash():

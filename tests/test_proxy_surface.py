@@ -10,10 +10,11 @@ import pytest
 from test_proxy_forward import BODY, JSON_BODY, Proxied, document
 from upstreams import SECRET, SSE, Reply, completion, events, scripted, stream_chunk
 
-from proxy.app import FORWARDER, SURFACE, make_app, reload, serving
+from proxy.app import CHORES, DATABASE, FORWARDER, SURFACE, drain, make_app, reload, serving
 from proxy.clients import compose_key, hash_key
 from proxy.config import parse_config
 from proxy.observation import Observer
+from storage import retention
 
 ENVIRONMENT = {"SEED": SECRET, "KEY": "sk-upstream-canary"}
 CLIENT_KEY = compose_key("team", "a" * 64)
@@ -23,10 +24,13 @@ class Watching(Observer):
     """Keeps what it is told."""
 
     def __init__(self):
-        self.begun, self.seen, self.refusals = 0, [], []
+        self.begun, self.gone, self.seen, self.refusals = 0, 0, [], []
 
     def began(self):
         self.begun += 1
+
+    def left(self):
+        self.gone += 1
 
     def ended(self, seen):
         self.seen.append(seen)
@@ -48,7 +52,7 @@ async def surface(tmp_path, reply, *, limits=None, clients=(), **upstream_option
             yield upstream, proxy
         assert app[FORWARDER].held == 0
         assert app[SURFACE].in_flight == 0
-        assert watching.begun == len(watching.seen) + len(watching.refusals)
+        assert watching.begun == watching.gone == len(watching.seen) + len(watching.refusals)
 
 
 def configured(tmp_path, url, *, limits=None, clients=(), **options):
@@ -279,7 +283,7 @@ async def test_a_key_in_an_answer_or_a_prompt_is_not_recorded(tmp_path):
     headers = bearer("sk-client-canary")
     async with surface(tmp_path, Reply([body]), api_key_env="KEY") as (_, proxy):
         async with proxy.post(headers=headers) as answer:
-            assert await answer.read() == body
+            assert await answer.read() == body.replace(b"sk-upstream-canary", b"*" * 18)
         prompt = {**BODY, "messages": [{"role": "user", "content": "is sk-client-canary mine?"}]}
         async with proxy.post(prompt, headers=headers) as answer:
             await answer.read()
@@ -314,13 +318,35 @@ async def test_reload_takes_effect_without_dropping_a_stream(tmp_path):
         assert [row.unaudited_reason for row in await proxy.exchanges()] == [None, "not_selected"]
 
 
+async def test_reload_says_what_only_a_restart_changes(tmp_path, caplog):
+    async with surface(tmp_path, Reply([JSON_BODY])) as (upstream, proxy):
+        limits = {"connect_seconds": 3, "shutdown_seconds": 4, "in_flight": 5}
+        in_force = reload(proxy.app, proxy.config, configured(tmp_path / "other", upstream.url, limits=limits))
+        assert "to change store, journal, limits.connect_seconds, limits.shutdown_seconds;" in caplog.text
+        assert (in_force.store, in_force.limits.in_flight) == (proxy.config.store, 5)
+        assert in_force.limits.shutdown_seconds == proxy.config.limits.shutdown_seconds
+
+
+async def test_reload_renews_the_rules_of_retention(tmp_path):
+    async with surface(tmp_path, Reply([JSON_BODY]), retention={"payload_days": 30}) as (upstream, proxy):
+        new = configured(tmp_path, upstream.url, retention={"payload_days": 7, "redact_verified": True})
+        reload(proxy.app, proxy.config, new)
+        await asyncio.gather(*proxy.app[CHORES])
+        async with proxy.app[DATABASE].reading() as session:
+            (rule,) = await retention.rules(session)
+        assert (rule.payload_days, rule.redact_verified) == (7, True)
+
+
 async def test_readiness_says_why_not(tmp_path):
-    async with surface(tmp_path, Reply([JSON_BODY])) as (_, proxy):
+    async with surface(tmp_path, Reply([JSON_BODY]), limits={"drain_seconds": 7}) as (_, proxy):
         async with proxy.client.get(proxy.address + "/readyz") as answer:
             assert (answer.status, (await answer.json())["ready"]) == (200, True)
-        proxy.app[FORWARDER].draining = True
+        assert drain(proxy.app) == 7.0
         async with proxy.client.get(proxy.address + "/readyz") as answer:
             assert (answer.status, (await answer.json())["reasons"]) == (503, ["shutting down"])
+        async with proxy.post() as answer:
+            assert (await answer.read(), answer.headers["Connection"]) == (JSON_BODY, "close")
+        assert drain(proxy.app) == 0.0
 
 
 async def test_observer_is_told_of_each_exchange_and_each_refusal(tmp_path):

@@ -3,17 +3,56 @@
 import io
 import json
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
+import click
 import pytest
 from recorded import golden
 
-from seedproof import main
+from seedproof import cli, main
 
 
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
     return int(end.value.code or 0)
+
+
+def commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """A command and all below it, each with the words that call it."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, *path, name)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands(cli)], ids=" ".join)
+def test_every_command_and_option_has_its_help(path, capsys):
+    command = dict(commands(cli))[path]
+    assert run(*path, "--help") == 0
+    told = capsys.readouterr().out
+    assert command.help
+    assert command.help.split()[0] in told
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    assert [one.opts for one in options if not one.help] == []
+    assert all(one.opts[-1] in told for one in options)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["seedproof"])
+    page = (Path(__file__).parents[1] / "docs/operations.md").read_text()
+    assert f"{shell}_source" in page
+    monkeypatch.setenv("_SEEDPROOF_COMPLETE", f"{shell}_source")
+    assert run() == 0
+    assert "_SEEDPROOF_COMPLETE" in capsys.readouterr().out
+    monkeypatch.setenv("_SEEDPROOF_COMPLETE", f"{shell}_complete")
+    for typed, wanted in (("seedproof rep", "report"), ("seedproof report --mark", "--markdown")):
+        words = typed.split()
+        monkeypatch.setenv("COMP_WORDS", typed if shell != "fish" else words[0] + " " + " ".join(words[1:-1]))
+        monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(words) - 1))
+        run()
+        assert wanted in capsys.readouterr().out
 
 
 def test_verify_writes_what_it_found_as_json(demo_directory, tmp_path, capsys):

@@ -79,3 +79,10 @@ def test_spans_begin_on_their_round_times():
 def test_a_period_has_a_span_that_fits_a_chart(hours):
     span = history.span_for(timedelta(hours=hours))
     assert hours * 3600 / history.SECONDS[span] <= history.MOST_POINTS
+
+
+@pytest.mark.parametrize("streams", [0, 1, 27, 30, 1000])
+def test_many_streams_are_drawn_by_coarser_spans(streams):
+    hours, days = (history.span_for(timedelta(hours=count), streams=streams) for count in (1, 24 * 90))
+    assert hours is (Span.TEN_SECONDS if streams <= 27 else Span.MINUTE if streams <= 166 else Span.HOUR)
+    assert days is Span.DAY

@@ -1,11 +1,13 @@
 """The appending side of the journal: synced before it says so, capped, and well again after a full disk."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from journals import records_in, small_disk, until
 from storage import journal as journal_module
 from storage.errors import JournalFull
 from storage.journal import Journal, default_directory, segment_bytes, segments
+from storage.journal_format import MAX_PAYLOAD, frame
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,12 +46,52 @@ async def test_a_waiter_that_left_disturbs_nobody(tmp_path):
     assert records_in(tmp_path) == [b"first", b"second"]
 
 
+async def test_what_is_too_large_fails_alone(tmp_path):
+    async with Journal(tmp_path) as journal:
+        large, small = journal.append(bytes(MAX_PAYLOAD + 1)), journal.append(b"small")
+        await small
+        with pytest.raises(JournalFull, match="larger than any may be"):
+            await large
+        assert journal.failure is None
+    assert records_in(tmp_path) == [b"small"]
+
+
 async def test_segments_are_small_and_in_order(tmp_path):
     async with Journal(tmp_path, segment_bytes=1000) as journal:
         for number in range(20):
             await journal.append(b"%03d" % number * 100)
     assert len(segments(tmp_path)) == 20 // 4
     assert [record[:3] for record in records_in(tmp_path)] == [b"%03d" % number for number in range(20)]
+
+
+async def test_a_sync_finds_the_files_size_as_it_is(tmp_path):
+    sizes = []
+    async with Journal(tmp_path) as journal:
+        for number in range(200):
+            await journal.append(b"%03d" % number * 1000)
+            sizes.append(segments(tmp_path)[0].stat().st_size)
+        assert len(set(sizes)) < 9  # of 600 KB in steps of 1 MiB; what is on its way may be seen, too
+        assert len(records_in(tmp_path)) == 200
+    assert segments(tmp_path)[0].stat().st_size == 200 * len(frame(bytes(3000), bytes(8)))
+
+
+async def test_room_is_made_when_nobody_waits_for_it(tmp_path, monkeypatch):
+    syncing, go, count, real = threading.Event(), threading.Event(), itertools.count(), os.fdatasync
+
+    def held(file):
+        if next(count) == 1:
+            syncing.set()
+            assert go.wait(20)
+        real(file)
+
+    monkeypatch.setattr(journal_module.os, "fdatasync", held)
+    async with Journal(tmp_path) as journal:
+        await journal.append(b"first")
+        assert await asyncio.to_thread(syncing.wait, 20)
+        assert segments(tmp_path)[0].stat().st_size > 100_000
+        go.set()
+        await journal.append(b"second")
+        assert records_in(tmp_path) == [b"first", b"second"]
 
 
 async def test_only_the_owner_reads_it(tmp_path):

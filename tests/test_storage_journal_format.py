@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import journal_format
-from storage.journal_format import MAX_PAYLOAD, Scanner
+from storage.journal_format import MAX_PAYLOAD, Scanner, leading
 
 MARK = b"\x00\xffmark\r\n"
 
@@ -32,6 +32,13 @@ def scanned(segment: bytes, sizes=(1 << 20,)) -> tuple[list[bytes], Scanner]:
 def test_every_chunking_gives_the_same_payloads(payloads, sizes):
     found, scanner = scanned(b"".join(map(frame, payloads)), sizes)
     assert (found, scanner.damaged, scanner.pending) == (payloads, 0, 0)
+
+
+@given(PAYLOADS, st.binary(max_size=30))
+def test_what_is_no_record_yet_is_left_for_later(payloads, rest):
+    records = b"".join(map(frame, payloads))
+    assert leading(records + bytes(40), MARK) == (payloads, len(records))
+    assert leading(records + frame(rest + b"x")[:-1] + bytes(1), MARK) == (payloads, len(records))
 
 
 def test_every_chunk_size_and_every_cut():

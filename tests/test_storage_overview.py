@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from sqlalchemy import text
 from storage_rows import NOON, exchange
 
 from storage import exchanges, jobs, overview
@@ -25,8 +26,18 @@ async def test_what_waits_is_counted_by_reference(database_url):
     ]
 
 
-async def test_a_long_backlog_is_not_counted_to_its_end(database_url, monkeypatch):
-    monkeypatch.setattr(overview, "MOST_COUNTED", 3)
+async def test_a_long_backlog_is_not_counted_to_its_end(database_url):
     async with open_database(database_url) as database, database.writing() as session:
-        await exchanges.record(session, [exchange(n) for n in range(9)])
-        assert [row.todo for row in await overview.waiting(session)] == [3]
+        several = [exchange(n, upstream="ab"[n % 2], reference="r" if n < 12 else "s") for n in range(13)]
+        await exchanges.record(session, several)
+        told = [(row.reference, row.todo, row.more) for row in await overview.waiting(session, most=3)]
+    assert told == [("r", 6, True), ("s", 1, False)]
+
+
+async def test_the_backlog_is_counted_by_its_index_alone(sqlite_url):
+    async with open_database(sqlite_url) as database, database.reading() as session:
+        for statement in (overview._TODO, overview._LEASED):
+            plan = await session.execute(text(f"EXPLAIN QUERY PLAN {statement.element.text}"), {"most": 1})
+            read = [step for *_, step in plan if "jobs" in step]
+            assert read
+            assert all("COVERING INDEX ix_jobs_unfinished (state=?" in step for step in read)

@@ -1,11 +1,13 @@
 """What is taken away: when its days are over, when it is audited, when a person asks; and never before its audit."""
 
+import asyncio
 from datetime import timedelta
 
-from sqlalchemy import select
+from databases import someone_waits
+from sqlalchemy import select, text
 from storage_rows import NOON, audit, exchange, unaudited
 
-from storage import audits, exchanges, jobs, retention
+from storage import audits, exchanges, jobs, partitions, retention
 from storage.audits import pack_scores, unpack_scores
 from storage.database import open_database
 from storage.models import Audit, Exchange, Job
@@ -104,3 +106,48 @@ async def test_postgres_drops_the_days_that_are_empty(postgres_url):
             assert await jobs.complete(session, claim)
         purged = await retention.purge(database, now=NOON + 9 * DAY)
         assert (purged.exchanges, purged.partitions) == (4, 2)
+
+
+async def test_days_that_are_wholly_past_are_dropped_without_deleting_a_row(postgres_url):
+    """A trigger refuses every DELETE. Days 0 and 1 go as partitions; day 2 is another's, in day 3 something waits."""
+    said = {"scores": pack_scores(SCORES), "pieces": pack_pieces([b"a", b"b", b"c"], [b"a", b"x", b"c"])}
+    rule = Rule(upstream="honest", payload_days=7)
+    async with open_database(postgres_url) as database:
+        async with database.writing() as session:
+            await retention.set_rules(session, ["honest"], [rule])
+            rows = [exchange(1), unaudited(2, created_at=NOON + DAY), exchange(4, created_at=NOON + 3 * DAY)]
+            rows.append(unaudited(3, created_at=NOON + 2 * DAY, upstream="other"))
+            await exchanges.record(session, rows)
+            (claim,) = await jobs.claim(session, worker="w", limit=1, lease=DAY, now=NOON + DAY)
+            assert await jobs.complete(session, claim)
+            await audits.add(session, [audit(1, **said)])
+            await session.execute(text(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'deleted'; END $$"
+            ))  # fmt: skip
+            await session.execute(text(
+                "CREATE TRIGGER no_delete BEFORE DELETE ON exchanges FOR EACH ROW EXECUTE FUNCTION refuse()"
+            ))  # fmt: skip
+        done = await retention.purge(database, now=NOON + 30 * DAY)
+        assert (done.exchanges, done.partitions) == (2, 3), "day 4 was made in advance and is empty"
+        kept, queued, said, _ = await left(database)
+        assert (kept, queued) == (["0193-0003", "0193-0004"], ["0193-0004"])
+        assert (said["0193-0001"].pieces, said["0193-0001"].exact_matches) == (None, 98)
+
+
+async def test_a_record_of_a_day_that_is_being_dropped_is_not_lost(postgres_url):
+    async with open_database(postgres_url) as database:
+        old = NOON - 400 * DAY
+        async with database.writing() as session:
+            await exchanges.record(session, [unaudited(1, created_at=old)])
+        async with database.writing() as session:
+            await partitions.may_drop(session)
+            await partitions.drop(session, old.date())
+            late = asyncio.create_task(record(database, unaudited(2, created_at=old)))
+            await someone_waits(database)
+        assert await late == 1
+        assert (await left(database))[0] == ["0193-0002"]
+
+
+async def record(database, row):
+    async with database.writing() as session:
+        return await exchanges.record(session, [row])

@@ -53,7 +53,7 @@ async def test_the_migrations_check_what_the_models_check(sqlite_url):
     engine.dispose()
     async with open_database(sqlite_url) as database, database.reading() as session:
         assert await (await session.connection()).run_sync(checks) == expected
-    assert len(expected) == 16
+    assert len(expected) == 18
 
 
 async def test_opening_again_finds_the_work_done(database_url):

@@ -3,12 +3,14 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
+from sqlalchemy.dialects import postgresql
 from storage_rows import exchange, unaudited
 from watched import NOW, fill
 
 from storage import exchanges, search
 from storage.database import open_database
+from storage.models import Exchange
 from storage.search import Auditing, Filters
 from storage.streams import StreamKey
 
@@ -74,6 +76,17 @@ async def test_a_narrow_filter_stops_after_what_it_may_see_and_says_where(databa
     assert (list(page.rows), page.seen_back_to.id) == ([], "0193-0007")
 
 
+async def test_what_went_wrong_is_found_at_once_however_long_ago(database_url, monkeypatch):
+    monkeypatch.setattr(search, "MOST_SEEN", 5)
+    async with open_database(database_url) as database:
+        async with database.writing() as session:
+            made = [exchange(n, created_at=NOW + timedelta(seconds=n)) for n in range(1, 30)]
+            await exchanges.record(session, [exchange(0, created_at=NOW, outcome="malformed"), *made])
+        async with database.reading() as session:
+            page = await search.page(session, Filters(outcome="malformed"))
+    assert ([row.id for row in page.rows], page.seen_back_to) == (["0193-0000"], None)
+
+
 async def test_an_id_is_found_by_its_beginning_or_a_part(database_url):
     async with open_database(database_url) as database:
         async with database.writing() as session:
@@ -107,3 +120,43 @@ async def test_the_list_reads_the_index_of_its_order(sqlite_url):
         compiled = statement.compile(session.get_bind(), compile_kwargs={"literal_binds": True})
         plan = (await session.execute(text(f"EXPLAIN QUERY PLAN {compiled}"))).all()
     assert any("ix_exchanges_created_at" in row.detail for row in plan), plan
+
+
+UUIDS = [
+    f"{int(NOW.timestamp() * 1e3) >> 16:08x}-0000-7000-8000-000000000001",
+    "ffffffff-ffff-7fff-bfff-ffffffffffff", "00000000-0000-7000-8000-000000000000",
+]  # fmt: skip
+
+
+async def test_what_went_wrong_is_read_by_its_own_index(sqlite_url):
+    async with open_database(sqlite_url) as database, database.reading() as session:
+        statement = search._window(Filters(outcome="malformed"), search.Cursor(NOW, "id"), 50)
+        options = {"literal_binds": True, "render_postcompile": True}
+        compiled = statement.compile(session.get_bind(), compile_kwargs=options)
+        plan = (await session.execute(text(f"EXPLAIN QUERY PLAN {compiled}"))).all()
+    assert any("ix_exchanges_incomplete (outcome=? AND created_at<?)" in row.detail for row in plan), plan
+
+
+@pytest.mark.parametrize("identifier", UUIDS)
+async def test_an_exchange_is_found_whatever_time_its_id_names(database_url, identifier):
+    async with open_database(database_url) as database:
+        async with database.writing() as session:
+            await exchanges.record(session, [unaudited(1, id=identifier, created_at=NOW)])
+        async with database.reading() as session:
+            found, *_ = await search.exchange(session, identifier)
+            listed = await search.find(session, identifier)
+            assert (await search.exchange(session, identifier[:-1] + "2"))[0] is None
+    assert (found.id, [row.id for row in listed]) == (identifier, [identifier])
+
+
+async def test_an_exchange_is_looked_for_in_the_tables_of_its_days(postgres_url):
+    async with open_database(postgres_url) as database:
+        async with database.writing() as session:
+            days = [NOW - timedelta(days=day) for day in range(0, 40, 4)]
+            await exchanges.record(session, [unaudited(n, created_at=day) for n, day in enumerate(days)])
+        (near,) = search._days_of(UUIDS[0])
+        query = select(Exchange.id).where(Exchange.id == "x", near)
+        compiled = query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+        async with database.reading() as session:
+            plan = (await session.execute(text(f"EXPLAIN {compiled}"))).scalars().all()
+    assert 1 <= sum("on exchanges_" in line for line in plan) <= 3

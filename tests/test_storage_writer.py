@@ -10,10 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from databases import someone_waits
 from journals import until
 from sqlalchemy import func, select
 from storage_rows import exchange, unaudited
 
+from storage import exchanges
 from storage.database import Database, open_database
 from storage.errors import DatabaseUnreachable
 from storage.exchange_codec import ExchangeRow, pack, row_of, unpack
@@ -111,6 +113,54 @@ async def test_poison_goes_to_the_dead_letters_and_its_neighbours_do_not(databas
     assert letters[0].reason.startswith("IntegrityError")
     assert (letters[-1].record, "does not follow its layout" in letters[-1].reason) == (b"no record", True)
     assert "a user's words" not in caplog.text
+
+
+class Slow(DatabaseTarget):
+    """A database whose second batch waits until it is let through."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.reached, self.through, self.batches = asyncio.Event(), asyncio.Event(), 0
+
+    async def record(self, rows):
+        self.batches += 1
+        if self.batches == 2:
+            self.reached.set()
+            await self.through.wait()
+        return await super().record(rows)
+
+
+async def test_what_is_read_ahead_is_not_lost_with_the_writer(database, directory):
+    payloads = [pack(row_of(exchange(number))) for number in range(3 * BATCH + 20)]
+    async with Journal(directory, segment_bytes=100_000) as journal:
+        for first in range(0, len(payloads), 100):
+            await asyncio.gather(*map(journal.append, payloads[first : first + 100]))
+    running = asyncio.create_task(Writer(target := Slow(database), directory).run())
+    await target.reached.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await ids(database) == [f"0193-{n:04}" for n in range(BATCH)]
+
+    running = asyncio.create_task(Writer(DatabaseTarget(database), directory).run())
+    await until(lambda: not segments(directory))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    everything = [f"0193-{n:04}" for n in range(len(payloads))]
+    assert await ids(database) == await ids(database, Job.exchange_id) == everything
+
+
+async def test_a_row_that_another_transaction_is_just_writing_is_no_poison(postgres_url, directory):
+    """As after a lost connection whose COMMIT the server still works on when the batch comes again."""
+    async with open_database(postgres_url) as database:
+        await append(directory, pack(row_of(exchange(1))))
+        writer = Writer(DatabaseTarget(database), directory)
+        async with database.writing() as session:
+            await exchanges.record(session, [exchange(1)])
+            emptying = asyncio.create_task(emptied(writer))
+            await someone_waits(database)
+        await emptying
+        assert await ids(database) == await ids(database, Job.exchange_id) == ["0193-0001"]
+        assert (writer.recorded, writer.buried) == (0, 0)
 
 
 async def test_writers_take_turns(database, directory):

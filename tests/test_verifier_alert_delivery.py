@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import hmac
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -154,6 +156,21 @@ async def test_a_receiver_that_fails_is_tried_again_and_one_that_refuses_is_not(
     assert "404" in kept[-1].error
 
 
+async def test_a_message_made_for_another_kind_of_receiver_holds_up_no_other(sqlite_url, tmp_path):
+    argv = [sys.executable, "-c", "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()", str(tmp_path / "told")]
+    async with open_database(sqlite_url) as database:
+        await fill(database)
+        config = configured("http://127.0.0.1:9", "slack", "command", argv=argv)
+        await Watch(database, config).evaluate()
+        mail = Receiver(name="slack", kind="email", host="127.0.0.1", port=9, sender="a@example.com", to=("b@c.d",))
+        changed = replace(config, receivers={**config.receivers, "slack": mail})
+        assert await Watch(database, changed).send() == 2
+        slack, command = await notices(database)
+        assert (slack.state, slack.attempts, slack.error) == ("todo", 1, "it cannot be sent (KeyError)")
+        assert slack.run_at > slack.created_at
+        assert (command.state, (tmp_path / "told").exists()) == ("sent", True)
+
+
 async def test_a_receiver_that_hangs_holds_up_its_own_topic_alone(sqlite_url):
     now = datetime.now(timezone.utc)
     async with open_database(sqlite_url) as database, database.writing() as session:
@@ -205,11 +222,30 @@ kind = "webhook"
 url = "{url}/webhook"
 secret_env = "SECRET"
 allow_private = true
+[[receivers]]
+name = "chat"
+kind = "slack"
+url = "{url}/slack"
+allow_private = true
+[[receivers]]
+name = "mail"
+kind = "email"
+host = "127.0.0.1"
+port = {port}
+tls = "none"
+from = "seedproof@example.com"
+to = ["ops@example.com"]
+user = "seedproof"
+password_env = "SECRET"
 [[rules]]
 name = "Deviates"
 when = "verdict"
-receivers = ["ops"]
+receivers = {receivers}
 """
+
+
+def rules_of(url: str, *receivers: str, port: int = 25) -> str:
+    return TOML.format(url=url, port=port, receivers=json.dumps(receivers))
 
 
 def script(body: str) -> str:
@@ -245,18 +281,26 @@ async def deliver_with_the_command(store: str, rules: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@without_tls
 async def test_a_kill_between_decision_and_delivery_loses_no_message(sqlite_url, tmp_path):
     rules = tmp_path / "alerts.toml"
     async with open_database(sqlite_url) as database:
         await fill(database)
-    async with hooks() as received:
-        rules.write_text(TOML.format(url=received.url))
-        process = run_script("os.kill(os.getpid(), signal.SIGKILL)", sqlite_url, rules)
-        assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL
-        assert received.taken == []
-        await deliver_with_the_command(sqlite_url, rules)
-        await deliver_with_the_command(sqlite_url, rules)
-        assert [taken.json["status"] for taken in received.taken] == ["firing"]
+    with mail_server(free_port()) as mails:
+        async with hooks() as received:
+            rules.write_text(rules_of(received.url, "ops", "chat", "mail", port=mails.port))
+            process = run_script("os.kill(os.getpid(), signal.SIGKILL)", sqlite_url, rules)
+            assert await asyncio.to_thread(process.wait, 60) == -signal.SIGKILL
+            assert (received.taken, mails.mails) == ([], [])
+            await deliver_with_the_command(sqlite_url, rules)
+            await deliver_with_the_command(sqlite_url, rules)
+    assert sorted(taken.path for taken in received.taken) == ["/slack", "/webhook"]
+    by_path = {taken.path: taken.json for taken in received.taken}
+    assert [alert["labels"]["upstream"] for alert in by_path["/webhook"]["alerts"]] == ["cheap"]
+    assert by_path["/webhook"]["status"] == "firing"
+    assert "cheap (smollm2): deviates" in by_path["/slack"]["blocks"][1]["text"]["text"]
+    (mail,) = mails.mails
+    assert mail["Subject"].startswith("[seedproof] FIRING Deviates: cheap (smollm2): deviates")
 
 
 async def test_a_kill_while_it_is_sent_sends_it_again_under_the_same_id(sqlite_url, tmp_path):
@@ -274,13 +318,13 @@ async def test_a_kill_while_it_is_sent_sends_it_again_under_the_same_id(sqlite_u
         await fill(database)
     server = await asyncio.start_server(answers_late, "127.0.0.1", port := free_port())
     async with server:
-        rules.write_text(TOML.format(url=f"http://127.0.0.1:{port}"))
+        rules.write_text(rules_of(f"http://127.0.0.1:{port}", "ops"))
         process = run_script("await watch.send()", sqlite_url, rules)
         await asyncio.wait_for(reached.wait(), 60)
         process.kill()
         await asyncio.to_thread(process.wait, 60)
     async with hooks() as received, open_database(sqlite_url) as database:
-        rules.write_text(TOML.format(url=received.url))
+        rules.write_text(rules_of(received.url, "ops"))
 
         async def lease_over():
             (notice,) = await notices(database)

@@ -145,6 +145,23 @@ def test_logprobs_with_parts_of_characters_fall_back_to_the_text():
     assert aligned.source == "retokenized"
 
 
+def held_back(character: str) -> list[dict]:
+    """Entries of "k" and of a character in single bytes, as llama.cpp's server streams them (xllamacpp 2026.10)."""
+    octets = character.encode()
+    last = {"id": spelling.ids_by_bytes[octets[-1:]], "token": character, "bytes": list(octets), "logprob": -1.0}
+    return [*entries([spelling.ids_by_bytes[b"k"]]), last]
+
+
+def test_a_first_byte_that_llama_cpp_lists_with_the_next_token_was_a_token():
+    told = align(choice("kȍ", logprobs=held_back("ȍ")), smollm, complete=True)
+    ids = [spelling.ids_by_bytes[octets] for octets in (b"k", b"\xc8", b"\x8d")]
+    assert (told.token_ids, told.source) == ([*ids, END], "logprobs")
+
+
+def test_where_more_bytes_were_held_back_their_tokens_are_looked_for_in_the_text():
+    assert align(choice("k😀", logprobs=held_back("😀")), smollm, complete=True).source == "retokenized"
+
+
 def test_text_alone_is_encoded_with_its_end_token():
     assert align(choice("Hello"), smollm, complete=True).token_ids == [*smollm.encode("Hello"), END]
     for answer, complete in ((choice("Hello", finish_reason="length"), True), (choice("Hello"), False)):

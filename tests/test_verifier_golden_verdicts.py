@@ -111,6 +111,13 @@ def test_the_hint_on_real_faults(band, name, hint):
     assert {"margin", "margin_tail"} <= set(verdict.reasons)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("int4", "4-bit weights"), ("fp8", "fp8 weights or hidden system prompt")]
+)
+def test_the_hint_before_any_calibration(name, hint):
+    assert judge_file(name, "", answers(name), SHIPPED).verdict.hint == f"nearest named fault: {hint}"
+
+
 def test_the_shipped_band_is_slower_but_accuses_no_honest_file_either():
     assert replay([one.scores for one in answers("int4")], SHIPPED).all.decided_at < 200
     for name in ("honest_bf16", *HONEST):

@@ -9,14 +9,17 @@ from click.testing import CliRunner
 from recorded import golden
 
 from verifier.errors import InputError
-from verifier.identify import PROBE, Sample, cut_down, identify, identify_claims, piece, rank
+from verifier.identify import PROBE, Sample, cut_down, identify, identify_claims, piece, pieces_of, rank
 from verifier.identify_command import identify_command, result
 from verifier.recordings import read_recordings
 from verifier.samplers import contract
+from verifier.samplers.torch_cuda import WRAPPED
 from verifier.samplers.vllm_v2 import acceptances
 from verifier.sampling_params import SamplingParams
+from verifier.scoring import score
 from verifier.sequences import TokenSequence
 from verifier.speculation import speculated
+from verifier.unknown_drafter import speculated_by_steps
 from verifier.verify import claims_of
 
 V1, V2 = "vllm@0.26.0/v1", "vllm@0.26.0/v2"
@@ -208,3 +211,74 @@ def test_prompt_lookup_under_v2_is_named_with_its_drafter():
 def test_a_claimed_contract_keeps_its_name_where_another_version_draws_the_same():
     found = rank([made(V2, SamplingParams())], WIDTH, claimed="vllm@0.24.1/v2")
     assert found.contract == "vllm@0.24.1/v2"
+
+
+# Speculation under V1 with a drafter that nobody names
+
+
+def speculated_by_v1(propose, *, seed, count=48, width=200, drafts=3, temperature=0.8):
+    """A piece of what V1 emits where `propose` gives up to `drafts` tokens from a row's own logits and its number."""
+    rules, params = contract(V1), SamplingParams(temperature=temperature)
+    logits = np.random.default_rng(seed).normal(0, 2, (count, width)).astype(np.float32)
+
+    def race(row, draw, without=None):
+        scores = row / temperature + rules.gumbel([seed], [draw], np.arange(width), width)[0]
+        scores[[] if without is None else [without]] = -np.inf
+        return int(scores.argmax())
+
+    tokens, draw = [race(logits[0], 0)], 1
+    while len(tokens) < count:
+        noise = WRAPPED["float64"].rows([seed], [draw + 1], np.arange(drafts), rules.grid_threads)[0]
+        for lane, uniform in enumerate(np.exp(-np.exp(-noise))):
+            if len(tokens) == count:
+                break
+            row = logits[len(tokens)].astype(np.float64)
+            draft, heated = propose(row, len(tokens)), row / temperature
+            if np.exp(heated[draft] - np.logaddexp.reduce(heated)) < uniform:
+                tokens.append(race(row, draw + 2, draft))
+                break
+            tokens.append(draft)
+            if lane == drafts - 1 and len(tokens) < count:
+                tokens.append(race(logits[len(tokens)], draw))
+        draw += 3
+    return piece(logits, Sample(TokenSequence(list(range(7)), tokens), seed, 0, params))
+
+
+def likeliest(row, place):
+    return int(row.argmax())
+
+
+def one_of_the_likeliest(row, place):
+    return int(row.argsort()[-1 - place % 3])
+
+
+@pytest.mark.parametrize("drafts", [1, 3, 5])
+@pytest.mark.parametrize("propose", [likeliest, one_of_the_likeliest])
+def test_a_v1_with_an_unknown_drafter_is_recognized_and_not_verified(propose, drafts):
+    pieces = [speculated_by_v1(propose, seed=seed, drafts=drafts) for seed in range(4)]
+    found = rank(pieces, 200, claimed=V1)
+    assert (found.contract, found.reason) == (None, "speculative_decoding")
+
+
+def test_steps_explain_neither_other_noise_nor_a_v1_that_does_not_speculate():
+    speculated = [speculated_by_v1(likeliest, seed=seed) for seed in range(4)]
+    other_seed = [piece(one.logits, replace(one.sample, seed=one.sample.seed + 50)) for one in speculated]
+    assert speculated_by_steps(V1, speculated) > 40.0
+    assert speculated_by_steps(V1, other_seed) <= 0.0
+    in_step = [
+        piece(one.logits, replace(one.sample, sequence=TokenSequence(
+            list(range(7)), score(one.logits, one.claimed, seed=one.sample.seed, positions=np.arange(48),
+                                  params=one.sample.params, contract=contract(V1)).predicted_ids.tolist())))
+        for one in speculated
+    ]  # fmt: skip
+    assert speculated_by_steps(V1, in_step) < 0.0
+
+
+def test_the_steps_of_a_real_speculating_vllm_show_without_its_drafter(demo_reference):
+    def nats(name):
+        rows = read_recordings(golden(name), limit=4)
+        samples = [Sample(row.sequence, row.seed, 0, row.params) for row in rows]
+        return speculated_by_steps(V1, list(pieces_of(demo_reference, cut_down(samples, 200))))
+
+    assert nats("v1_spec") > 20.0
+    assert nats("int4") <= 0.0

@@ -1,7 +1,7 @@
 """The search for the tokenization that was sampled: on simulated draws of any split, and on recorded outputs."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -36,9 +36,10 @@ def read(text: AnswerText, spelling: Spelling, predict: Callable[[Tail], list[in
 
 
 def read_any(
-    texts: list[AnswerText], spelling: Spelling, predict: Callable[[Tail], list[int]], chance: float = 0.1
-) -> Reading:
-    running = search(texts, spelling)
+    texts: list[AnswerText], spelling: Spelling, predict: Callable[[Tail], list[int]], chance: float = 0.1,
+    end_token_ids: Sequence[int] = (),
+) -> Reading:  # fmt: skip
+    running = search(texts, spelling, end_token_ids=end_token_ids)
     tail = next(running)
     while True:
         try:
@@ -102,13 +103,81 @@ def test_a_split_is_found_where_rounding_hides_its_prediction(place):
     assert not reading.lost_step
 
 
+def test_one_unlikely_match_leads_no_path_out_of_step():
+    """Rounding decides for a shorter token that fits the text: its match shows much, but nothing behind it does."""
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    truth = text.token_ids(spelling)
+    fork = next(n for n in range(40, 80) if resplit(truth, spelling, [n]) != truth)
+    in_step, shorter = drawn(truth, spelling, 0.0, 1), resplit(truth, spelling, [fork])[fork]
+
+    def near_tie(tail: Tail) -> list[int]:
+        predicted = in_step(tail)
+        if tail.first <= fork:
+            predicted[fork - tail.first] = shorter
+        return predicted
+
+    reading = read(text, spelling, near_tie, chance=0.002)
+    assert reading.tried == 1
+    assert reading.token_ids == truth
+    assert not reading.lost_step
+
+
+def split_elsewhere(ids: list[int], spelling: Spelling, first: int) -> tuple[list[int], int]:
+    """The path with two tokens written as two others, and where."""
+    table, known = spelling.token_bytes, spelling.ids_by_bytes
+    for place in range(first, len(ids) - 1):
+        both, cut = table[ids[place]] + table[ids[place + 1]], len(table[ids[place]])
+        for n in range(1, len(both)):
+            if n != cut and both[:n] in known and both[n:] in known:
+                return [*ids[:place], known[both[:n]], known[both[n:]], *ids[place + 2 :]], place
+    raise AssertionError("no such place")
+
+
+def drawn_by_place(truth: list[int], fork: int) -> Callable[[Tail], list[int]]:
+    """A sampler in step wherever the last three tokens and their number are right; rounding hides `truth[fork]`."""
+
+    def predict(tail: Tail) -> list[int]:
+        ids = tail.token_ids
+        right = [i < len(truth) and i != fork and ids[max(0, i - 3) : i] == truth[max(0, i - 3) : i]
+                 for i in range(len(ids))]  # fmt: skip
+        return [truth[i] if right[i] else 5 for i in range(tail.first, len(ids))]
+
+    return predict
+
+
+def test_a_stretch_that_comes_back_in_step_by_itself_is_mended_and_what_follows_it_is_kept():
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    truth, fork = split_elsewhere(text.token_ids(spelling), spelling, 30)
+    odd = next(n for n in range(fork + 40, len(truth)) if resplit(truth, spelling, [n]) != truth)
+    truth = resplit(truth, spelling, [odd])
+    reading = read(text, spelling, drawn_by_place(truth, fork), chance=0.02)
+    assert reading.token_ids == truth
+    assert np.flatnonzero(~reading.scores.exact_match).tolist() == [fork]
+    assert reading.taken == 2  # the odd token behind the stretch was not lost by mending it
+    assert not reading.ambiguous.any()
+
+
 def test_where_no_token_mends_it_the_rest_is_ambiguous():
     spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
     ids = text.token_ids(spelling)
-    reading = read(text, spelling, drawn([*ids[:50], 7, *ids[50:]], spelling, 0.0, 1))
+    (unseen,) = spelling.encode("@")
+    reading = read(text, spelling, drawn([*ids[:50], unseen, *ids[50:]], spelling, 0.0, 1))
     assert reading.lost_step
     assert reading.ambiguous.tolist() == [n >= 50 for n in range(len(ids))]
     assert reading.tried <= MAX_TRIED + MAX_DEPTH
+
+
+def test_a_special_token_that_left_no_trace_in_the_text_is_found():
+    spelling, text = KINDS["smollm2"].spelling, AnswerText(TEXT.encode())
+    special = min(spelling.special_ids)
+    ids = text.token_ids(spelling)
+    truth = [*ids[:50], special, *resplit(ids[50:], spelling, [30])]
+    reading = read(text, spelling, drawn(truth, spelling, 0.0, 1))
+    assert reading.token_ids == truth
+    assert reading.scores.exact_match.all()
+    assert not reading.ambiguous.any()
+    known_end = read_any([text], spelling, drawn(truth, spelling, 0.0, 1), end_token_ids=[special])
+    assert known_end.lost_step
 
 
 def test_the_tokenizers_own_path_needs_one_pass():
@@ -171,7 +240,8 @@ def test_a_special_token_is_no_alternative_to_the_text_that_looks_like_it():
     tokenizer = KINDS["smollm2"]
     spelling, end = tokenizer.spelling, tokenizer.end_token_ids[0]
     text = AnswerText(b"a <|im_end|>")
-    reading = read(text, spelling, lambda tail: [end] * (len(tail.token_ids) - tail.first))
+    always = [end] * 100
+    reading = read_any([text], spelling, lambda tail: always[: len(tail.token_ids) - tail.first], end_token_ids=[end])
     assert reading.tried == 0
     assert end not in reading.token_ids
 
@@ -263,7 +333,7 @@ def test_a_right_guess_and_a_wrong_seed_lose_no_step():
     right = read(text, spelling, drawn(truth, spelling, 0.0, 1))
     assert not right.lost_step
     assert right.ambiguous.mean() < 0.1
-    wrong = read(text, spelling, drawn([5, *truth], spelling, 0.0, 1))
+    wrong = read(text, spelling, drawn([*spelling.encode("@"), *truth], spelling, 0.0, 1))
     assert not wrong.lost_step
     assert wrong.ambiguous.mean() < 0.1
     assert wrong.scores.exact_match[~wrong.ambiguous].mean() < 0.1

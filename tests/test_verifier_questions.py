@@ -167,6 +167,16 @@ def test_where_the_ids_came_from_is_marked(model):
     assert audit.notes == {"ids_from": "raw_output"}
 
 
+@pytest.mark.parametrize(("told", "fields", "notes"), [
+    (16, {}, {}), (17, {}, {"usage_differs": {"completion_tokens": 17, "token_ids": 16}}), (None, {}, {}),
+    (-5, {}, {"usage_differs": {"completion_tokens": -5, "token_ids": 16}}), (17, {"outcome": "client_left"}, {}),
+])
+def test_a_bill_for_other_tokens_than_were_sent_is_noted(model, told, fields, notes):
+    ids = drawn(model, model.tokenizer.prompt_token_ids(ASKED), 7)
+    (audit,) = audited(model, [answer(model, ids)], response={"usage": {"completion_tokens": told}}, **fields)
+    assert (audit.notes, audit.exact_match_rate) == (notes, 1.0)
+
+
 def test_references_that_score_by_themselves_read_texts_too(model):
     class There:
         """What GPU references are to the search: whole claims in, scores out, no logits."""

@@ -1,13 +1,18 @@
 """What GPU references do beside the kernels, on a CPU: batches, memory running out, the part inside vLLM's worker."""
 
+import signal
+import sys
 from dataclasses import replace
+from importlib import import_module
+from multiprocessing import get_context
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from verifier.errors import InputError, ReferenceTooSmall, ReferenceUnreadable
+from verifier.errors import InputError, ReferenceLost, ReferenceTooSmall, ReferenceUnreadable
 from verifier.reference import TransformersReference
 from verifier.reference_cuda import CudaReference
 from verifier.reference_scoring import chunk_rows, token_scores
@@ -234,3 +239,66 @@ def test_a_runner_that_looks_different_is_refused_and_left_alone():
 def test_other_pipeline_ranks_have_nothing_to_score():
     extension, complaint = started(SimpleNamespace(prompt_logprobs_worker=None))
     assert (complaint, extension.take_scores()) == ("", [])
+
+
+def engine_of(runner=None, *, starts=True, version="0.99.0"):
+    """A module `vllm` whose engine has our extension in a worker with this runner, and runs no model.
+
+    It has a process of its own. Without a runner that process is killed in the first prefill, which then never ends.
+    """
+
+    class LLM:
+        def __init__(self, model, worker_extension_cls="verifier.reference_vllm_worker.ScoringExtension", **options):
+            if not starts:
+                raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+            module, _, name = worker_extension_cls.rpartition(".")
+            self.worker = getattr(import_module(module), name)()
+            self.worker.model_runner = runner
+            self.process = get_context("spawn").Process(target=signal.pause, daemon=True)
+            self.process.start()
+            config = SimpleNamespace(
+                max_model_len=64, get_vocab_size=lambda: 11, try_get_generation_config=lambda: {"eos_token_id": 2}
+            )
+            core = SimpleNamespace(shutdown=lambda: None)
+            self.llm_engine = SimpleNamespace(model_config=config, engine_core=core)
+
+        def collective_rpc(self, method, args=()):
+            return [getattr(self.worker, method)(*args)]
+
+        def generate(self, prompts, params, use_tqdm):
+            self.process.kill()
+            return [] if runner else Event().wait()
+
+    return SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace, __version__=version)
+
+
+@pytest.mark.parametrize(
+    ("runner", "said"),
+    [
+        (SimpleNamespace(), "SimpleNamespace has neither prompt_logprobs_worker nor _get_prompt_logprobs_dict"),
+        (SimpleNamespace(prompt_logprobs_worker=PromptLogprobs()), "ReferenceModelError: vLLM gave no scores for"),
+    ],
+    ids=["no-place-to-hook", "a-hook-that-is-never-called"],
+)
+def test_a_vllm_that_is_not_known_is_refused_with_the_way_out(tiny_directory, monkeypatch, runner, said):
+    monkeypatch.setitem(sys.modules, "vllm", engine_of(runner))
+    with pytest.raises(ReferenceUnreadable) as caught:
+        open_reference(tiny_directory, backend="vllm")
+    line = str(caught.value)
+    assert line.startswith(f"vLLM 0.99.0 is not built as the versions we know, 0.26 to 0.33 ({said}")
+    assert line.endswith("install one of them, or take backend 'vllm-logprobs', which is slow, or 'transformers'")
+    assert "\n" not in line
+
+
+def test_an_engine_that_does_not_start_says_where_to_look(tiny_directory, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", engine_of(starts=False))
+    with pytest.raises(ReferenceUnreadable, match="did not start, and the log above says why; where memory is short"):
+        open_reference(tiny_directory, backend="vllm")
+
+
+def test_an_engine_that_was_killed_is_lost_instead_of_waited_for(tiny_directory, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", engine_of())
+    monkeypatch.setattr("verifier.reference_vllm.LOOK_SECONDS", 0.05)
+    reference = open_reference(tiny_directory, backend="vllm-logprobs")
+    with pytest.raises(ReferenceLost, match=r"vLLM's engine for .* has died; its own log says why"):
+        next(reference.logits([TokenSequence([1], [2])]))

@@ -1,6 +1,7 @@
 """Streams: a wrong sampler, an ignored seed or another prompt accuse nobody; cheats are found; state is resumable."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from verifier.band import SHIPPED
 from verifier.detectors import SequenceScores
 from verifier.linkage import LINKED
 from verifier.stream_state import AuditedAnswer, StreamState
+from verifier.verdict import Verdict
 
 RNG_SEED = 7
 
@@ -102,7 +104,30 @@ def test_an_end_that_lost_the_noise_is_set_aside_and_accuses_nobody(band):
     verdict = after(answers, band).verdict(band)
     assert verdict.word == "consistent"
     assert verdict.skipped == {"noise_lost": 1}
-    assert 30 * 200 + 140 <= verdict.tokens <= 30 * 200 + 160
+    judged = {effect.detector: effect.tokens for effect in verdict.effects}
+    assert 30 * 200 + 140 <= judged["mismatch"] <= 30 * 200 + 160
+    assert judged["support"] == verdict.tokens == 31 * 200
+    assert judged["ending"] == 30
+
+
+def test_an_end_that_lost_the_noise_still_tells_forbidden_tokens(band):
+    def forbidden_end(one: AuditedAnswer) -> AuditedAnswer:
+        margin = np.where(np.arange(200) > 185, np.inf, one.scores.margin).astype(np.float32)
+        return answer(replace(one.scores, margin=margin))
+
+    lost = [lost_at(answer(honest(seed, 1)[0]), unlinked(seed, 1)[0], 120) for seed in range(30, 42)]
+    state = after(map(forbidden_end, lost), band)
+    assert state.skipped["noise_lost"] >= 10
+    assert state.evidence.seed_free.decided_at is not None
+
+
+def test_a_cheat_cannot_hide_in_tokens_that_the_text_leaves_open(band):
+    def judged(open_tokens: int) -> Verdict:
+        answers = [answer(scores, ambiguous_tokens=open_tokens) for scores in honest(4, 40)]
+        return after(answers, band).verdict(band)
+
+    assert judged(2).word == "consistent"
+    assert (judged(23).word, judged(23).reasons) == ("inconclusive", ("too_many_set_aside",))
 
 
 def test_cheats_lose_no_end(band):

@@ -5,12 +5,14 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from simulated import SAMPLING, faulty, fitted, honest
+from sqlalchemy import select, text, update
 from storage_rows import NOON, audit
 from test_verifier_stream_state import unlinked
 
 from storage import audits, calibrations, streams
 from storage.audits import pack_scores
 from storage.database import open_database
+from storage.models_history import StreamHistory
 from storage.streams import StreamKey
 from verifier.band import SHIPPED
 from verifier.detectors import SequenceScores
@@ -57,6 +59,20 @@ async def test_replaying_the_audits_gives_the_same_number(database):
     assert again.verdict(SHIPPED).log_e == stream.log_e
     assert (stream.audits, stream.requests, stream.tokens) == (7, 6, 360)
     assert stream.detail["skipped"] == {"no_seed": 1}
+
+
+async def test_counts_go_on_beyond_32_bits(database):
+    first, second = (stored(n, scores) for n, scores in enumerate(honest(1, 2, 60)))
+    await added(database, first)
+    async with database.writing() as session:
+        stream = await streams.locked(session, KEY, now=NOON)
+        stream.state = {**stream.state, "evidence": {**stream.state["evidence"], "tokens": 2**31}}
+        await session.execute(update(StreamHistory).values(tokens=2**31 - 1, exact_matches=2**31 - 1))
+    assert (await added(database, second)).tokens == 2**31 + 60
+    async with database.reading() as session:
+        day = (await session.scalars(select(StreamHistory).where(StreamHistory.span == "day"))).one()
+        (hour,) = await session.scalars(text("SELECT tokens FROM match_rate_hourly"))
+    assert (day.tokens, day.total_tokens, hour) == (2**31 + 59, 2**31 + 60, 2**31 + 59)
 
 
 async def test_an_audit_is_weighed_once_however_often_it_is_offered(database):

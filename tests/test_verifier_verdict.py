@@ -148,7 +148,20 @@ def test_growth_is_the_information_of_the_best_bet():
 
 @given(st.sampled_from(FAULTS))
 def test_each_fault_is_nearest_to_itself(fault):
-    assert nearest(expected_means(fault, flat_band()), flat_band()) == fault.name
+    assert nearest(expected_means(fault, flat_band()), flat_band())[0] == fault.name
+
+
+@given(st.sampled_from(FAULTS))
+def test_a_hint_needs_no_filter_to_be_broken(fault):
+    """Where no filter was asked for no token can be outside; that must not look like a lower temperature."""
+    unfiltered = {**expected_means(fault, flat_band()), "support": 0.0}
+    assert nearest(unfiltered, flat_band())[0] == fault.name
+
+
+def test_faults_that_scores_do_not_tell_apart_are_both_named():
+    weights, prompt = (expected_means(FAULTS[i], flat_band()) for i in (1, 5))
+    between = {name: (weights[name] + prompt[name]) / 2 for name in weights}
+    assert set(nearest(between, flat_band())) == {"fp8 weights", "hidden system prompt"}
 
 
 def cut_short(sequences: list[SequenceScores], at: int) -> list[SequenceScores]:

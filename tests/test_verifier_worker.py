@@ -1,5 +1,7 @@
 """The worker against the queue: poisoned jobs end with their reason and never block the rest."""
 
+import asyncio
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -12,7 +14,7 @@ from storage import exchanges
 from storage.database import open_database
 from storage.models import Audit, Job, JobState
 from verifier.auditor import Auditor
-from verifier.errors import ReferenceLost, ReferenceUnreadable
+from verifier.errors import ExecutorLost, ReferenceLost, ReferenceUnreadable
 from verifier.executor import InlineExecutor
 from verifier.models import load_model
 from verifier.worker import MAX_ATTEMPTS, Worker
@@ -139,6 +141,26 @@ async def test_a_reference_whose_engine_died_is_loaded_again(database, tiny_dire
     await worker.step()
     assert [job.state for job in await everything(database, Job)] == [JobState.DONE] * 2
     assert len(loaded) == 2
+
+
+async def test_an_executor_that_is_closed_while_it_loads_audits_nothing_more(tiny_directory):
+    loading, go_on, audited = threading.Event(), threading.Event(), []
+
+    def load(name):
+        loading.set()
+        assert go_on.wait(60)
+        model = load_model(name, directories={})
+        model.reference.logits = audited.append
+        return model
+
+    executor, batch = InlineExecutor(Auditor(load)), [recorded(number, tiny_directory) for number in (1, 2)]
+    auditing = asyncio.create_task(executor.audit(str(tiny_directory), batch, now=NOON))
+    assert await asyncio.to_thread(loading.wait, 60)
+    executor.close()
+    go_on.set()
+    with pytest.raises(ExecutorLost, match="the worker is stopping"):
+        await auditing
+    assert audited == []
 
 
 async def test_lanes_share_the_work_and_do_none_of_it_twice(database, tiny_directory):

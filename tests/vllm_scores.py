@@ -5,6 +5,7 @@ Prints one JSON line: for each file the scores of its first two answers, or the 
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -38,6 +39,8 @@ def main(model: str, backend: str, files: list[str]) -> None:
                 {"predicted": s.predicted_ids.tolist(), "margin": s.margin.tolist(), "logprob": s.logprob.tolist()}
                 for s in replay(reference, claims)
             ]
+        reference.close()
+        found["threads"] = [thread.name for thread in threading.enumerate()]
     except VerifierError as error:
         found = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(found), flush=True)

@@ -20,8 +20,11 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def scores(share_matching: float, *, seed: int = 0) -> bytes:
-    """Per-token arrays of TOKENS tokens; the others lost by 1.5 logits, the last one is forbidden unless all match."""
+def scores(share_matching: float, *, seed: int = 0, ambiguous: int = 0) -> bytes:
+    """Per-token arrays of TOKENS tokens; the others lost by 1.5 logits, the last one is forbidden unless all match.
+
+    The text leaves the ids of the first `ambiguous` open.
+    """
     rng = np.random.default_rng(seed)
     matches = rng.random(TOKENS) < share_matching
     margin = np.where(matches, 0.0, 1.5).astype(np.float32)
@@ -34,7 +37,7 @@ def scores(share_matching: float, *, seed: int = 0) -> bytes:
         "prob": np.full(TOKENS, 0.2, np.float32), "logprob": np.full(TOKENS, -1.6, np.float32),
         "entropy": np.full(TOKENS, 1.6, np.float32), "margin": margin,
         "logit_rank": np.zeros(TOKENS, np.int32), "gumbel_rank": np.where(matches, 0, 1).astype(np.float32),
-        "ambiguous": np.zeros(TOKENS, np.uint8),
+        "ambiguous": (np.arange(TOKENS) < ambiguous).astype(np.uint8),
     })  # fmt: skip
 
 
@@ -57,19 +60,20 @@ async def fill(database: Database, *, answers: int = 8, hostile: bool = False, n
 async def one(
     database: Database, number: int, upstream: str, share: float, at: datetime, texts: list[bytes] | None = None
 ) -> None:
-    packed = scores(share, seed=number)
+    ambiguous = 2 if texts else 0
+    packed = scores(share, seed=number, ambiguous=ambiguous)
     said = {"choices": [{"index": 0, "text": "".join(t.decode(errors="replace") for t in texts or [b"Hello"])}]}
     asked = {"model": "smollm2", "messages": [{"role": "user", "content": said["choices"][0]["text"]}]}
     async with database.writing() as session:
         recorded = exchange(number, upstream=upstream, created_at=at, response=said, request=asked)
         await exchanges.record(session, [recorded])
-        (claim,) = await jobs.claim(session, worker="w", limit=1, lease=timedelta(minutes=1), now=NOW)
+        (claim,) = await jobs.claim(session, worker="w", limit=1, lease=timedelta(minutes=1), now=at)
         await jobs.complete(session, claim)
         matching = round(share * TOKENS)
         made = audit(
             number, upstream=upstream, created_at=at, scores=packed, pieces=pieces(texts), tokens=TOKENS,
             exact_matches=matching, exact_match_rate=matching / TOKENS, outside_support=int(share < 1),
-            sampling={"temperature": 1.0},
+            sampling={"temperature": 1.0}, ambiguous_tokens=ambiguous,
         )  # fmt: skip
         await audits.add(session, [made])
         key = StreamKey(upstream, "smollm2", "smollm2-bf16", "vllm@0.26.0/v2")

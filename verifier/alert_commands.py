@@ -121,10 +121,10 @@ async def _run(store: str, config: Any, *, once: bool) -> None:
 
 
 async def _list(store: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from storage import alerts
+    from verifier.terminal import console
 
     now = datetime.now(timezone.utc)
     rows, silences = await _reading(store, alerts.every_alert, lambda s: alerts.silences(s, now=now))
@@ -134,7 +134,7 @@ async def _list(store: str) -> None:
     for row in rows:
         since = f"{row.fired_at or row.started_at:%Y-%m-%d %H:%M} UTC"
         table.add_row(row.state + (" (silenced)" if row.silenced else ""), row.rule, row.severity, since, row.summary)
-    Console().print(table)
+    console().print(table)
     for silence in silences:
         matchers = " ".join(f"{name}={value}" for name, value in silence.matchers.items())
         click.echo(f"silence {silence.id} until {silence.ends_at:%Y-%m-%d %H:%M} UTC: {matchers} ({silence.comment})")

@@ -91,6 +91,9 @@ class Watch:
             await deliver(receiver, message)
         except Undelivered as error:
             await self._put_back(notice, error)
+        except Exception as error:
+            # a receiver whose kind was changed, say, gets what was made for the old one; others must not wait for it
+            await self._put_back(notice, Undelivered(f"it cannot be sent ({type(error).__name__})", again=True))
         else:
             async with self._database.writing() as session:
                 await alerts.sent(session, notice, now=_now())

@@ -147,10 +147,10 @@ def _ids_of_logprobs(
     entries = choice.get("logprobs") or []
     if entries and not entries[-1]["token"] and not entries[-1].get("bytes"):
         entries = entries[:-1]  # the end token, shown as clients see it
-    ids = [_id_of_entry(entry, tokenizer.spelling) for entry in entries]
+    ids = [_ids_of_entry(entry, tokenizer.spelling) for entry in entries]
     if not ids or None in ids:
         return None
-    read = [token for token in ids if token is not None]
+    read = [token for tokens in ids for token in tokens or ()]
     if ends_by_token(choice, complete=complete, stop=stop) and read[-1] not in tokenizer.end_token_ids:
         read += tokenizer.end_token_ids[:1]
     try:
@@ -164,6 +164,33 @@ def _ids_of_logprobs(
 
 def _names_a_token(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("bytes")) or type(entry.get("id")) is int or _TOKEN_ID.fullmatch(entry["token"]) is not None
+
+
+def _ids_of_entry(entry: Mapping[str, Any], spelling: Spelling) -> list[int] | None:
+    """The entry's token, behind a character's first byte if that was held back; None where it names no token.
+
+    llama.cpp (server, streamed) sends nothing for a token that ends within a character: its bytes come with the next.
+    """
+    token = _id_of_entry(entry, spelling)
+    if token is None:
+        return None
+    held = _held_back(entry, token, spelling)
+    if not held:
+        return [token]
+    # more bytes than one may have been one token or several
+    first = spelling.ids_by_bytes.get(held) if len(held) == 1 else None
+    return None if first is None else [first, token]
+
+
+def _held_back(entry: Mapping[str, Any], token: int, spelling: Spelling) -> bytes:
+    own = spelling.token_bytes[token] if 0 <= token < len(spelling.token_bytes) else b""
+    octets = bytes(entry.get("bytes") or ())
+    before = octets.removesuffix(own)
+    try:
+        before.decode()
+    except UnicodeDecodeError:
+        return before if len(before) < len(octets) else b""
+    return b""
 
 
 def _id_of_entry(entry: Mapping[str, Any], spelling: Spelling) -> int | None:

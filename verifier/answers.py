@@ -94,6 +94,14 @@ class AnswerText:
         touched: NDArray[np.bool_] = np.cumsum(steps[:-1]) > 0
         return touched
 
+    def with_mark(self, start: int, token: int, spelled: bytes) -> AnswerText:
+        """The same with one more token at byte `start`, which no client saw."""
+        size = len(spelled)
+        marks = [(place + size if place >= start else place, known) for place, known in self.marks]
+        inferred = ((a + size if a >= start else a, b + size if b > start else b) for a, b in self.inferred)
+        data = self.data[:start] + spelled + self.data[start:]
+        return AnswerText(data, tuple(sorted([*marks, (start, token)])), tuple(inferred))
+
     def after_space(self) -> AnswerText:
         """The same behind a space."""
         marks = tuple((place + 1, token) for place, token in self.marks)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from threading import Lock
 
 from storage.audits import NewAudit
 from storage.models import Exchange
 from verifier.audit import TrustedModel, audit_exchanges
-from verifier.errors import ReferenceLost, VerifierError
+from verifier.errors import ExecutorLost, ReferenceLost, VerifierError
 from verifier.samplers import contract
 from verifier.stream_identity import accuses_nobody, annotated, identity, is_suspicious
 
@@ -39,7 +39,7 @@ class Auditor:
     def __init__(self, load: Callable[[str], TrustedModel]) -> None:
         self._load = load
         self._models: dict[str, TrustedModel] = {}
-        self._loading = Lock()
+        self._loading, self._closed = Lock(), False
         self._samplers: dict[Stream, str] = {}
         self._looks = Counter[Stream]()
 
@@ -48,7 +48,7 @@ class Auditor:
 
         Answers that match less than honest ones are first asked which contract drew them, and so are a stream's first.
         """
-        results = self._audited(reference, batch, now)
+        results = self._audited(reference, batch, now, self._in_use(batch))
         streams: dict[Stream, list[Exchange]] = {}
         for exchange in batch:
             if not isinstance(results[exchange.id], Exception):
@@ -80,19 +80,39 @@ class Auditor:
         if found["reason"] is None and found["contract"] != self._samplers.get(stream, configured):
             self._samplers[stream] = found["contract"]
             # where in the batch the provider changed, each answer tells by itself
-            again = self._audited(reference, exchanges, now)
+            again = self._audited(reference, exchanges, now, self._in_use(exchanges))
             changed = {number: max(audits, results[number], key=matched) for number, audits in again.items()}
         elif accuses_nobody(found):
             changed = {one.id: annotated(_audits(changed, one), other_sampler=found["reason"]) for one in asked}
         first = asked[0]
         return {**changed, first.id: annotated(_audits(changed, first), identified=dict(found))}
 
-    def _audited(self, reference: str, batch: Sequence[Exchange], now: datetime) -> Results:
-        """Results by the contracts in use."""
+    def close(self) -> None:
+        """Begin nothing more: what is being loaded is not audited with; a batch that has its reference ends."""
+        self._closed = True
+
+    def warm(self, reference: str) -> None:
+        """Load a reference before the first batch needs it. Raises what loading it raises."""
+        self._model(reference)
+
+    def audit_by(
+        self, reference: str, batch: Sequence[Exchange], *, sampler: str | None, now: datetime
+    ) -> Results:
+        """Results by one contract, None for the configured one, whether or not it explains the answers."""
+        return self._audited(reference, batch, now, {exchange.id: sampler for exchange in batch} if sampler else {})
+
+    def _in_use(self, batch: Sequence[Exchange]) -> dict[str, str]:
+        """By exchange id the contracts of streams that follow another one than the configured."""
         used = {exchange.id: self._samplers.get(stream_of(exchange)) for exchange in batch}
-        samplers = {number: sampler for number, sampler in used.items() if sampler}
+        return {number: sampler for number, sampler in used.items() if sampler}
+
+    def _audited(
+        self, reference: str, batch: Sequence[Exchange], now: datetime, samplers: Mapping[str, str]
+    ) -> Results:
         try:
             return dict(audit_exchanges(batch, self._model(reference), now=now, samplers=samplers))
+        except ExecutorLost:
+            raise
         except Exception as error:
             if isinstance(error, ReferenceLost):
                 self._models.pop(reference, None)
@@ -104,13 +124,15 @@ class Auditor:
                 return {exchange.id: error for exchange in batch}
         results: Results = {}
         for exchange in batch:
-            results.update(self._audited(reference, [exchange], now))
+            results.update(self._audited(reference, [exchange], now, samplers))
         return results
 
     def _model(self, reference: str) -> TrustedModel:
         with self._loading:
-            if reference not in self._models:
+            if reference not in self._models and not self._closed:
                 self._models[reference] = self._load(reference)
+            if self._closed:
+                raise ExecutorLost("the worker is stopping")
             return self._models[reference]
 
 

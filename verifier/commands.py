@@ -16,6 +16,7 @@ import click
 import orjson
 
 if TYPE_CHECKING:
+    from verifier.executors import Plan
     from verifier.verify import FileResult
 
 
@@ -99,14 +100,23 @@ def verify_command(
 @click.option("--vllm", "vllm_kwargs", default="{}", metavar="JSON", help="Further arguments of vllm.LLM.")
 @click.option("--batch", type=click.IntRange(min=1), help="Jobs per claim, at most.  [default: 64 with --gpu, else 8]")
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=65_536, show_default=True, help="Per claim, about.")
+@click.option("--executor", "kind", default="inline", show_default=True, help="Or process, or ray: docs/scaling.md.")
+@click.option("--address", default="auto", show_default=True, help="Of the Ray cluster: HOST:PORT of its head.")
+@click.option("--min-workers", type=click.IntRange(min=0), default=0, show_default=True, help="Of a reference, in Ray.")
+@click.option("--max-workers", type=click.IntRange(min=1), help="Processes, or actors.  [default: one a GPU; 8]")
+@click.option("--gpus-per-worker", type=click.IntRange(min=0), default=0, help="Several: for --backend vllm.")
+@click.option("--cpus-per-worker", type=click.IntRange(min=1), help="Threads of a reference.  [default: a share; 1]")
 @click.option("--until-empty", is_flag=True, help="Exit when no job is left.")
 @alerts_option
 def worker_command(
     store: str, references: Sequence[str], gpu: int | None, backend: str, dtype: str | None, device: str,
-    max_model_len: int | None, vllm_kwargs: str, batch: int | None, batch_tokens: int, until_empty: bool,
+    max_model_len: int | None, vllm_kwargs: str, batch: int | None, batch_tokens: int, kind: str, address: str,
+    min_workers: int, max_workers: int | None, gpus_per_worker: int, cpus_per_worker: int | None, until_empty: bool,
     rules: Path | None,
 ) -> None:  # fmt: skip
     """Audit recorded exchanges from the queue until stopped."""
+    from verifier.executors import Plan
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     directories = named_directories(references)
     engine: dict[str, Any] = {}
@@ -117,10 +127,14 @@ def worker_command(
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
         device = "cuda"
         engine = engine or {"compiled": True}
+    if gpus_per_worker or (kind != "inline" and device.startswith("cuda")):
+        device, engine = "cuda", engine or {"compiled": True}
+    on_gpu = gpu is not None or (kind != "inline" and device == "cuda")
+    plan = Plan(kind, address, min_workers, max_workers, gpus_per_worker, cpus_per_worker)
     work = run_worker(
-        store, directories, dtype=dtype or ("float32" if gpu is None else "bfloat16"), device=device, backend=backend,
-        batch=batch or (8 if gpu is None else 64), batch_tokens=batch_tokens, until_empty=until_empty, rules=rules,
-        **engine,
+        store, directories, dtype=dtype or ("bfloat16" if on_gpu else "float32"), device=device, backend=backend,
+        batch=batch or (64 if on_gpu else 8), batch_tokens=batch_tokens, until_empty=until_empty, rules=rules,
+        plan=plan, **engine,
     )  # fmt: skip
     asyncio.run(until_signalled(work))
 
@@ -128,37 +142,32 @@ def worker_command(
 async def run_worker(
     store: str, directories: dict[str, str], *, dtype: str = "float32", device: str = "cpu",
     backend: str = "transformers", batch: int = 8, batch_tokens: int = 65_536, until_empty: bool = False,
-    rules: Path | None = None, **engine: Any,
+    rules: Path | None = None, plan: Plan | None = None, **engine: Any,
 ) -> None:  # fmt: skip
     """Open the database and work until cancelled (or the queue is empty); with `rules` watch for alerts meanwhile.
 
-    `engine` is for `open_reference`.
+    `plan` says where, here unless told; `engine` is for `open_reference`.
     """
     from functools import partial
 
     from storage.database import open_database
     from verifier.alert_config import load_alerts
     from verifier.alert_watch import watching
-    from verifier.auditor import Auditor
-    from verifier.executor import InlineExecutor
-    from verifier.models import load_model, torch_dtype
+    from verifier.executors import Plan, work
     from verifier.references import check_place, memory
-    from verifier.worker import Worker
+    from verifier.remote_auditor import Loading
 
-    check_place(backend, device)
-    load = partial(
-        load_model, directories=directories, device=device, dtype=torch_dtype(dtype), backend=backend, **engine
-    )
+    plan = plan or Plan()
+    if plan.kind != "ray":
+        check_place(backend, device)
     watch = None if rules is None else load_alerts(rules)
-    on_gpu = device.startswith("cuda")
+    loading = Loading(directories, device, dtype, backend, engine)
     async with open_database(store) as database, watching(database, watch):
-        name = f"{socket.gethostname()}:{os.getpid()}"
-        logging.getLogger("seedproof.worker").info("worker %s is ready", name)
-        worker = Worker(
-            database, InlineExecutor(Auditor(load)), name=name, batch=batch, batch_tokens=batch_tokens,
-            lanes=2 if on_gpu else 1, memory=partial(memory, device),
+        logging.getLogger("seedproof.worker").info("worker %s:%d is ready", socket.gethostname(), os.getpid())
+        await work(
+            database, loading, plan, until_empty=until_empty, batch=batch, batch_tokens=batch_tokens,
+            memory=partial(memory, device if plan.kind == "inline" else "cpu"),
         )  # fmt: skip
-        await worker.run(until_empty=until_empty)
 
 
 def visible_gpu(number: int, visible: str | None) -> str:
@@ -230,8 +239,9 @@ def write_json(path: str | None, value: object) -> None:
 
 
 def _print_table(results: Sequence[FileResult]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from verifier.terminal import console
 
     columns = {
         "file": [Path(r.file).name for r in results],
@@ -250,4 +260,4 @@ def _print_table(results: Sequence[FileResult]) -> None:
         table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=heading != "file")
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)

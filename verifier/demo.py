@@ -329,6 +329,7 @@ def report(
     """
     console.print(as_table(results))
     console.print(f"Audit database: {database}", soft_wrap=True, highlight=False)
+    console.print(f"What is behind it: seedproof report --store sqlite:///{database}", soft_wrap=True, highlight=False)
     if json_path is not None:
         try:
             json_path.write_text(json.dumps(as_json(results), indent=2) + "\n")

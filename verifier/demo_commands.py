@@ -36,12 +36,11 @@ def model_demo_command() -> None:
 @click.option("--max-tokens", type=POSITIVE, default=96, show_default=True, help="Of each answer.")
 def demo_command(once: bool, json_path: Path | None, requests: int, max_tokens: int) -> None:
     """Audit an honest and a cheating provider on this machine, from chat to verdict."""
-    from rich.console import Console
-
     from verifier.demo import run_demo
+    from verifier.terminal import console
 
     demo = run_demo(
-        requests=requests, max_tokens=max_tokens, once=once, json_path=json_path, console=Console()
+        requests=requests, max_tokens=max_tokens, once=once, json_path=json_path, console=console()
     )
     try:
         asyncio.run(until_signalled(demo))

@@ -21,7 +21,7 @@ answers short is seen within a few answers, not lost among their many honest tok
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,10 +59,6 @@ class SequenceScores:
     logprob: NDArray[np.float32]
     entropy: NDArray[np.float32]
     logit_rank: NDArray[np.int32]
-
-    def first(self, count: int) -> SequenceScores:
-        """Of its first tokens."""
-        return SequenceScores(*(getattr(self, one.name)[:count] for one in fields(self)))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Sequence[float]]) -> SequenceScores:

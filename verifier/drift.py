@@ -21,7 +21,7 @@ import numpy as np
 
 from verifier.band import Band
 from verifier.detectors import NAMES, Scores
-from verifier.evidence import LOG_SHARES, ODDS, wealth_paths
+from verifier.evidence import LOG_SHARES, ODDS, judging, wealth_paths
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,16 @@ class Drift:
     alarm_at: int | None = None
     changed_at: int | None = None
 
-    def update(self, scores: Scores, band: Band, detectors: Iterable[str] = NAMES) -> Drift:
+    def update(
+        self, scores: Scores, band: Band, detectors: Iterable[str] = NAMES, *, followed: int | None = None
+    ) -> Drift:
         """With the tokens of one more sequence, as `Evidence.update`."""
         if not len(scores.entropy):
             return self
         before = np.array([self.log_cusum[name] for name in NAMES])
         since = np.where(before <= 0.0, self.sequences, np.array([self.since[name] for name in NAMES]))
-        paths = wealth_paths(np.maximum(before, 0.0), scores, band, detectors)
+        judged = judging(len(scores.entropy), detectors, followed)
+        paths = wealth_paths(np.maximum(before, 0.0), scores, band, judged)
         alarm_at, changed_at = self.alarm_at, self.changed_at
         hits = np.flatnonzero(np.logaddexp.reduce(paths + LOG_SHARES, axis=(1, 2)) >= -math.log(self.alpha))
         if alarm_at is None and len(hits):

@@ -9,6 +9,9 @@ VerifierError
 │   ├── ReferenceUnreadable  the directory holds no loadable model
 │   ├── ReferenceLost        it was loaded, and its engine has died since
 │   └── ReferenceTooSmall    device memory or context length is not enough
+├── ExecutorError            where batches are audited, something broke
+│   ├── AuditorDied          the process that held the reference died over the batch; one of its jobs may be to blame
+│   └── ExecutorLost         the machines are away; no job is to blame
 └── Unsupported              an honest provider's answer that we cannot replay; ends as a verdict, not a crash
 """
 
@@ -43,6 +46,18 @@ class ReferenceLost(ReferenceModelError):
 
 class ReferenceTooSmall(ReferenceModelError):
     """The reference ran out of memory, or its context is shorter than the sequence."""
+
+
+class ExecutorError(VerifierError):
+    """Something broke where batches are audited."""
+
+
+class AuditorDied(ExecutorError):
+    """The process that held the reference died while it audited a batch."""
+
+
+class ExecutorLost(ExecutorError):
+    """The machines that audit are away; jobs wait for them."""
 
 
 class Unsupported(VerifierError):

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import betaln
 
@@ -61,19 +62,33 @@ def _log_unspent(starts: int) -> float:
     return -math.log(4.0 * starts)
 
 
-def wealth_paths(log_wealth: Floats, scores: Scores, band: Band, detectors: Iterable[str]) -> Floats:
+def judging(tokens: int, detectors: Iterable[str], followed: int | None = None) -> NDArray[np.bool_]:
+    """Which detectors judge each of an answer's tokens: bool[tokens, detectors], in the order of `NAMES`.
+
+    Args:
+        detectors: those that can judge this answer at all (`Band.applicable`).
+        followed: tokens from the start that follow the seeded noise; seeded detectors judge no others. None for all.
+    """
+    judged = np.tile(np.isin(NAMES, tuple(detectors)), (tokens, 1))
+    if followed is not None:
+        judged[followed:] &= _SEED_FREE_ROWS
+    return judged
+
+
+def wealth_paths(log_wealth: Floats, scores: Scores, band: Band, judged: NDArray[np.bool_]) -> Floats:
     """Log-wealth after each token of one more sequence.
 
     Args:
         log_wealth: float64[..., detectors, odds] before it, this start allowed for.
         scores: arrays [..., n]; leading axes are streams that are weighed side by side.
-        band, detectors: as for `Evidence.update`.
+        band: the one of the whole stream.
+        judged: from `judging`; a detector makes no bet on a token that it does not judge.
 
     Returns:
         float64[..., n, detectors, odds]
     """
     bets = log_bets(scores, band)
-    bets *= np.isin(NAMES, tuple(detectors))[:, None]
+    bets *= judged[..., None]
     paths = np.cumsum(bets, axis=-3, out=bets)
     paths += log_wealth[..., None, :, :]
     return paths
@@ -130,29 +145,30 @@ class Evidence:
     all: Total = Total()
     seed_free: Total = Total()
 
-    def update(self, scores: Scores, band: Band, detectors: Iterable[str] = NAMES) -> Evidence:
+    def update(
+        self, scores: Scores, band: Band, detectors: Iterable[str] = NAMES, *, followed: int | None = None
+    ) -> Evidence:
         """With the tokens of one more sequence; an empty one changes nothing.
 
         Args:
             scores: of one audit, tokens in order.
             band: the same throughout a stream.
-            detectors: those that can judge this audit (`Band.applicable`); the others make no bet.
+            detectors, followed: as for `judging`.
         """
         if not len(scores.entropy):
             return self
-        detectors = tuple(detectors)
-        used, starts = np.isin(NAMES, detectors), self.sequences + 1
+        starts, judged = self.sequences + 1, judging(len(scores.entropy), detectors, followed)
         found, tolerated = statistics(scores, band.cuts), band.bounds(scores.entropy)
-        paths = wealth_paths(np.array([self.log_wealth[name] for name in NAMES]), scores, band, detectors)
+        paths = wealth_paths(np.array([self.log_wealth[name] for name in NAMES]), scores, band, judged)
         ended = np.logaddexp(paths[-1], log_start_prior(starts))
         return replace(
             self,
             sequences=starts,
             tokens=self.tokens + len(found),
             log_wealth={name: tuple(map(float, row)) for name, row in zip(NAMES, ended, strict=True)},
-            counts=self._plus(self.counts, used * np.where(np.arange(len(NAMES)) == ENDING, 1, len(found))),
-            sums=self._plus(self.sums, used * found.sum(0)),
-            bounds=self._plus(self.bounds, used * tolerated.sum(0)),
+            counts=self._plus(self.counts, np.where(np.arange(len(NAMES)) == ENDING, judged[-1], judged.sum(0))),
+            sums=self._plus(self.sums, (judged * found).sum(0)),
+            bounds=self._plus(self.bounds, (judged * tolerated).sum(0)),
             all=self.all.after(mix(paths, starts), self.tokens, self.alpha),
             seed_free=self.seed_free.after(mix(paths, starts, _SEED_FREE_ROWS), self.tokens, self.alpha),
         )

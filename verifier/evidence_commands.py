@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from verifier.commands import files_argument, json_option, write_json
 from verifier.scoring_options import common_scope, file_and_sampler, scored_files, scoring_options
+from verifier.terminal import console
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from verifier.band import Band
     from verifier.evaluate import Answer, Judged
     from verifier.report import StreamReport
@@ -72,7 +73,7 @@ def calibrate_command(
     told = {"reference": name, "upstream": upstream, "hardware": hardware}
     scope = {**common_scope(found.values()), **{key: value for key, value in told.items() if value}}
     band = calibrate([answer.scores for answer in every], sampling=_common_sampling(every), scope=scope)
-    Console().print(_band_table(band))
+    console().print(_band_table(band))
     write_json(str(out) if out else None, band.to_dict())
     if store is not None:
         asyncio.run(_store_band(store, band))
@@ -97,7 +98,7 @@ def report_command(
     if markdown:
         click.echo(as_markdown(reports), nl=False)
     elif json_path != "-":
-        Console().print(as_table(reports))
+        console().print(as_table(reports))
     write_json(json_path, as_json(reports))
 
 
@@ -133,7 +134,7 @@ def evaluate_command(
         "band": band.to_dict(),
     }
     if json_path != "-":
-        Console().print(_evaluation_table([judged[file] for file in dict.fromkeys([*honest, *suspects])]))
+        console().print(_evaluation_table([judged[file] for file in dict.fromkeys([*honest, *suspects])]))
     write_json(json_path, result)
     if plot is not None:
         from verifier.plots import save_plots
@@ -185,6 +186,8 @@ async def _read_reports(store: str, upstream: str | None, since: datetime | None
 
 
 def _band_table(band: Band) -> Table:
+    from rich.table import Table
+
     table = Table(title=f"Band of {band.sequences} honest answers, {band.tokens} tokens")
     for heading in ("detector", "honest mean", "tolerated mean", "credibility"):
         table.add_column(heading, justify="left" if heading == "detector" else "right")
@@ -200,6 +203,8 @@ def _band_table(band: Band) -> Table:
 
 
 def _evaluation_table(judged: Sequence[Judged]) -> Table:
+    from rich.table import Table
+
     table = Table()
     headings = ("file", "verdict", "why", "tokens", "match", "median tokens to deviates", "AUC of 100")
     for number, heading in enumerate(headings):

@@ -21,6 +21,10 @@ from verifier.evidence import ODDS, ODDS_PRIOR, log_start_prior
 
 LEAST_MISMATCH = 0.005
 LEAST_SUPPORT = 0.0005
+MEASURED_BESIDE = 0.018
+"""Honest mismatch rate of the pair that the faults were measured on."""
+AS_NEAR = 0.5
+"""Distances that differ by less do not tell two faults apart: real ones lie up to 1.2 from what stands for them."""
 ANSWER_SPREAD = 0.4
 """Standard deviation of a fault's rate between answers, over its mean; measured on golden answers: 0.2 to 0.3."""
 ANSWER_TOKENS = 200.0
@@ -60,9 +64,14 @@ FAULTS = (
 
 def expected_means(fault: Fault, band: Band) -> dict[str, float]:
     """Per detector that the fault moves, the mean it would have where the band was calibrated."""
-    mismatch = min(0.9, fault.mismatch * max(band.honest["mismatch"], LEAST_MISMATCH))
-    outside = fault.support * max(band.honest["support"], LEAST_SUPPORT) if fault.support > 1 else 0.0
-    outside = min(outside, mismatch)
+    mismatch, support = max(band.honest["mismatch"], LEAST_MISMATCH), max(band.honest["support"], LEAST_SUPPORT)
+    return _means_beside(mismatch, support, fault, band)
+
+
+def _means_beside(mismatch: float, support: float, fault: Fault, band: Band) -> dict[str, float]:
+    """The means of a fault beside an honest provider of these rates."""
+    mismatch = min(0.9, fault.mismatch * mismatch)
+    outside = min(fault.support * support if fault.support > 1 else 0.0, mismatch)
     cut, shift = band.cuts.margin / fault.margin, fault.surprise / (2 * SURPRISE)
     return {
         "mismatch": mismatch,
@@ -114,9 +123,20 @@ def tokens_for(
     return high
 
 
-def nearest(means: Mapping[str, float], band: Band) -> str:
-    """Name of the fault whose expected means are nearest to these (per detector)."""
-    return min(FAULTS, key=lambda fault: _distance(means, expected_means(fault, band))).name
+def nearest(means: Mapping[str, float], band: Band) -> tuple[str, ...]:
+    """Names of the faults whose expected means are nearest to these (per detector): of several if they are as near.
+
+    The shipped band is wider than any provider's own noise, so under it faults have the size that they were measured
+    with. No token outside the support tells nothing: where no filter was asked for, no token can be.
+    """
+    means = {name: mean for name, mean in means.items() if name != "support" or mean > 0}
+    distances = {}
+    for fault in FAULTS:
+        shipped = _means_beside(MEASURED_BESIDE, LEAST_SUPPORT, fault, band)
+        distances[fault.name] = _distance(means, expected_means(fault, band) if band.calibrated else shipped)
+    least = min(distances.values())
+    ordered = sorted(distances, key=lambda name: distances[name])
+    return tuple(name for name in ordered if distances[name] <= least + AS_NEAR)
 
 
 def price(name: str, k: int, alpha: float) -> float:

@@ -52,8 +52,9 @@ def result(found: Mapping[Path, Identification]) -> dict[str, object]:
 
 
 def _print_table(found: Mapping[Path, Identification]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from verifier.terminal import console
 
     table = Table()
     for heading in ("file", "contract", "match rate", "evidence (nats)", "tokens", "what it is"):
@@ -65,4 +66,4 @@ def _print_table(found: Mapping[Path, Identification]) -> None:
             f"{best.evidence:.0f}" if best else "", str(identification.tokens),
             identification.reason or (best.covers if best else "") or "",
         )  # fmt: skip
-    Console().print(table)
+    console().print(table)

@@ -5,6 +5,8 @@ V2 is half in step: its other tokens are drafts that were accepted, or came seco
 of a provider with worse weights miss the race too, but nothing ties them to the uniforms that accept drafts: acceptance
 or rejection explains only as many of them as chance does. That ratio is the evidence asked for.
 
+A V1 with a drafter that nobody knows is recognised by its steps (`verifier.unknown_drafter`), and not verified.
+
 Sampled drafts are V2's own noise at positions of their own; among the tokens that miss the race, more follow it than by
 chance. How they were accepted depends on the drafter, so such answers are recognised and not verified.
 """
@@ -25,6 +27,7 @@ from verifier.samplers.torch_cuda import CudaRace
 from verifier.samplers.vllm_v2 import era
 from verifier.scoring import clamp_temperature, score
 from verifier.speculation import Consistency, consistency
+from verifier.unknown_drafter import speculated_by_steps
 
 REASON = "speculative_decoding"
 _BEGUN = 4.0  # nats
@@ -43,7 +46,8 @@ def with_speculation(
 ) -> Identification:
     """The same, or what speculation explains better."""
     needed = float(np.log(tried + len(DRAFTERS))) + SURENESS
-    return _under_v1(found, pieces, needed, claimed) or _under_v2(found, pieces, needed, claimed) or found
+    known = _under_v1(found, pieces, needed, claimed) or _under_v2(found, pieces, needed, claimed)
+    return known or _in_unknown_steps(found, pieces, needed, claimed) or found
 
 
 def _under_v1(
@@ -61,6 +65,15 @@ def _under_v1(
     known = found.evidence if found.contract else 0.0
     if best and best.evidence >= known + needed and best.match_rate >= IN_STEP:
         return _led_by(best, found)
+    return None
+
+
+def _in_unknown_steps(
+    found: Identification, pieces: Sequence[Piece], needed: float, claimed: str | None
+) -> Identification | None:
+    """Recognised as drawn by a V1 whose drafter is not known, where no contract fits."""
+    if found.contract is None and speculated_by_steps(_base(claimed, "v1") or V1, pieces) >= needed:
+        return replace(found, reason=REASON)
     return None
 
 

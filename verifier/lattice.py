@@ -4,7 +4,8 @@ All tokenizations of a text form a lattice. The search walks the tokenizer's own
 reference. Where a token mismatches although the token that the contract predicts would spell the text as well, the
 path through the predicted token is scored too, and the one with the better evidence is kept. Where a path falls out of
 step and no predicted token mends it (rounding may have decided otherwise just there), every token that spells the text
-at that place is tried.
+at that place is tried; so it is where step comes back by itself, since the wrong tokens were as many as the right ones.
+Within such a stretch alone must the other token then win: behind it both paths are in step.
 
 Evidence weighs two hypotheses: that the path was drawn with this seed by a model of the reference's kind, and that it
 was drawn without it, so that a token of probability p matches with probability p only. Under the second the likelihood
@@ -30,8 +31,9 @@ THRESHOLD = 5.0  # nats
 WINDOW = 24  # tokens after a branch by which its paths are told apart
 LONG_WINDOW = 96  # the same, for noisy answers
 MAX_TRIED = 64  # paths scored beside the first, for one answer
-MAX_DEPTH = 4  # branches within one branch
-NEAR = 8  # tokens around the place where step was lost, in which it may have been lost
+MAX_DEPTH = 10  # branches within one branch: a word that is repeated is written in the same odd way each time
+SLIP = 8.0  # nats that a stretch out of step costs, when it ends by itself
+NEAR = WINDOW  # tokens around the place where step was lost, in which it may have been lost
 _FIDELITIES = (0.5, 0.8, 0.97)  # share of draws that follow the seed: heavy quantization … honest noise
 _LEAST_CHANCE = 1e-6
 
@@ -69,6 +71,8 @@ class _Path:
     token_ids: list[int]
     ends: NDArray[np.int64]
     scores: TokenScores
+    chances: NDArray[np.float64]
+    """[tokens]: of a match without this seed."""
     gains: NDArray[np.float64]
     """[fidelities, tokens + 1]: log likelihood ratios of all tokens before each."""
 
@@ -77,9 +81,11 @@ class _Path:
         end = self.gains.shape[1] - 1
         return _mixed(self.gains[:, min(last, end)] - self.gains[:, min(first, end)])
 
-    def evidence_to(self, byte: int, first: int) -> float:
-        """The same, of the tokens from number `first` up to a byte."""
-        return self.evidence(first, self.tokens_to(byte))
+    def evidence_to(self, places: NDArray[np.int64], first: int) -> NDArray[np.float64]:
+        """The same, of the tokens from number `first` up to each of these bytes [n]."""
+        gained = self.gains[:, np.searchsorted(self.ends, places, "right")] - self.gains[:, first, None]
+        nats: NDArray[np.float64] = np.logaddexp.reduce(gained, axis=0) - np.log(len(gained))
+        return nats
 
     def start(self, token: int) -> int:
         """Byte at which a token begins."""
@@ -146,6 +152,7 @@ class _Search:
         self._spelling, self._greedy, self._end_token_ids = spelling, greedy, end_token_ids
         self._tried = self._taken = 0
         self._unclear: list[slice] = []
+        self._sound = 0  # tokens before this one have been looked through for stretches out of step
 
     def run(self) -> Search:
         path = yield from self._scored(Tail(self._text.token_ids(self._spelling), 0))
@@ -154,6 +161,8 @@ class _Search:
         while settled is not None:
             path = yield from self._followed(path, settled)
             path, settled = yield from self._found_again(path)
+            if settled is None:
+                path, settled = yield from self._mended(path)
         path = yield from self._with_right_end(path)
         return self._reading(path)
 
@@ -178,6 +187,33 @@ class _Search:
                 if found is not path:
                     return found, place + 1
         return path, None
+
+    def _mended(self, path: _Path) -> Generator[Tail, TokenScores, tuple[_Path, int | None]]:
+        """As `_found_again`, of stretches out of step that end by themselves: as many tokens, split otherwise."""
+        for place, end in _slips(path, self._sound):
+            for token in self._spelling_here(path, place):
+                if self._tried >= MAX_TRIED:
+                    return path, None
+                found = yield from self._better_stretch(path, place, token, end)
+                if found is not None:
+                    self._taken += 1
+                    self._sound = place + 1
+                    self._unclear = [stretch for stretch in self._unclear if stretch.stop <= place]
+                    return found, self._sound
+        self._sound = len(path.token_ids)
+        return path, None
+
+    def _better_stretch(
+        self, path: _Path, place: int, token: int, end: int
+    ) -> Generator[Tail, TokenScores, _Path | None]:
+        """The path with another token at `place`, if that shows the seed before byte `end`, where the path does not."""
+        self._tried += 1
+        try:
+            rival = yield from self._scored(self._leaving(path, place, token), path)
+        except BadSequence:
+            return None
+        (theirs,), (ours,) = (one.evidence_to(np.array([end]), place) for one in (rival, path))
+        return rival if theirs >= THRESHOLD and theirs - ours >= THRESHOLD else None
 
     def _spelling_here(self, path: _Path, place: int) -> list[int]:
         """Tokens that the text allows in place of one of the path's, longest first."""
@@ -213,47 +249,80 @@ class _Search:
 
     def _spells(self, path: _Path, token: int) -> bool:
         predicted, table = int(path.scores.predicted_ids[token]), self._spelling.token_bytes
-        # a special token would have left no trace in the text
+        if self._leaves_no_trace(predicted):
+            return True
         plain = predicted < len(table) and predicted not in self._spelling.special_ids
         return plain and self._text.allows(table[predicted], path.start(token))
 
+    def _leaves_no_trace(self, token: int) -> bool:
+        """Whether it may have been drawn between any two others: servers drop special tokens from the text."""
+        return token in self._spelling.special_ids and token not in self._end_token_ids
+
     def _decided(self, path: _Path, branch: int, token: int) -> Generator[Tail, TokenScores, _Path]:
         """The path, or one with clearly more evidence that leaves it at `branch` by a token, then by predicted ones."""
+        text = self._text
+        found = yield from self._rival(path, branch, token)
+        if found is None:
+            self._text = text
+        return found or path
+
+    def _rival(self, path: _Path, branch: int, token: int) -> Generator[Tail, TokenScores, _Path | None]:
         horizons = [int(path.ends[min(branch + n, len(path.ends) - 1)]) for n in (WINDOW, LONG_WINDOW)]
-        horizon, rival, off = horizons[0], path, branch
+        rival, off = path, branch
         for _ in range(MAX_DEPTH):
             self._tried += 1
             try:
                 rival = yield from self._scored(self._leaving(rival, off, token), rival)
             except BadSequence:
-                return path
-            again = self._next_branch(rival, off + 1, rival.tokens_to(horizon))
-            # where the rival parts from the text's own tokens once more, it may have shown enough before
-            looked = horizons if again is None else [*horizons, rival.start(again)]
-            odds = [(rival.evidence_to(byte, branch), path.evidence_to(byte, branch)) for byte in looked]
-            if any(theirs >= THRESHOLD and theirs - ours >= THRESHOLD for theirs, ours in odds):
+                return None
+            # behind its next odd token a rival may be out of step again: what it has shown before counts
+            looked = rival.ends[branch : rival.tokens_to(horizons[1])]
+            theirs, ours = rival.evidence_to(looked, branch), path.evidence_to(looked, branch)
+            shown = (theirs >= THRESHOLD) & (theirs - ours >= THRESHOLD)
+            if shown.any() and _keeps_up(path, rival, branch, horizons[0]):
                 self._taken += 1
                 return rival
-            if again is None or rival.evidence(branch, again) < 0.0:
+            again = self._next_branch(rival, off + 1, rival.tokens_to(horizons[1]))
+            if again is None or (theirs < np.minimum(0.0, ours))[again - 1 - branch]:
                 break
             off, token = again, int(rival.scores.predicted_ids[again])
-        if all(theirs > 0.0 and theirs > ours - THRESHOLD for theirs, ours in odds[: len(horizons)]):
-            self._unclear.append(_contested(path, rival, branch, horizon))
-        return path
+        theirs, ours = rival.evidence_to(np.array(horizons), branch), path.evidence_to(np.array(horizons), branch)
+        if ((theirs > 0.0) & (theirs > ours - THRESHOLD)).all():
+            self._unclear.append(_contested(path, rival, branch, horizons[0]))
+        return None
 
     def _leaving(self, path: _Path, branch: int, token: int) -> Tail:
-        """The path up to `branch`, another token there, and the rest of the text in the tokenizer's own way."""
-        rest = path.start(branch) + len(self._spelling.token_bytes[token])
+        """The path up to `branch`, another token there, then the tokenizer's own way until it meets the path again."""
+        start, spelled = path.start(branch), self._spelling.token_bytes[token]
+        if self._leaves_no_trace(token):
+            self._text = self._text.with_mark(start, token, spelled)
+        rest = start + len(spelled)
         ids = [*path.token_ids[:branch], token, *self._text.token_ids(self._spelling, rest)]
+        if not self._leaves_no_trace(token):
+            ids = self._rejoined(ids, path, branch)
         return Tail(ids, branch, int(path.scores.undrawn[:branch].sum()))
+
+    def _rejoined(self, ids: list[int], path: _Path, branch: int) -> list[int]:
+        """The ids, but the path's own from where as many tokens have spelled as much: noise is the same from there."""
+        count = min(len(ids), len(path.token_ids))
+        met = np.flatnonzero(self._spelling.ends(ids)[branch:count] == path.ends[branch:count])
+        if not len(met):
+            return ids
+        meeting = branch + int(met[0]) + 1
+        return ids[:meeting] + path.token_ids[meeting:]
 
     def _scored(self, tail: Tail, known: _Path | None = None) -> Generator[Tail, TokenScores, _Path]:
         scores = yield tail
         if known is not None and tail.first:
             scores = TokenScores.join([known.scores[: tail.first], scores])
-        gains = _gains(scores.exact_match, _chances(scores, greedy=self._greedy))
+        chances = _chances(scores, greedy=self._greedy)
+        if known is not None and tail.first < len(known.chances):
+            # a predicted token was followed since it fits the text: so would the one that it replaces have done
+            chances[: tail.first] = known.chances[: tail.first]
+            chances[tail.first] = min(1.0, chances[tail.first] + known.chances[tail.first])
+        gains = _gains(scores.exact_match, chances)
         running = np.concatenate([np.zeros((len(gains), 1)), np.cumsum(gains, axis=1)], axis=1)
-        return _Path(tail.token_ids, self._spelling.ends(tail.token_ids), scores, running)
+        return _Path(tail.token_ids, self._spelling.ends(tail.token_ids), scores, chances, running)
 
     def _with_right_end(self, path: _Path) -> Generator[Tail, TokenScores, _Path]:
         """The path with the end token that the contract predicts, where the model has several."""
@@ -282,10 +351,12 @@ class _Search:
 
 
 def _step_lost_at(path: _Path) -> int | None:
-    """The token at which a path that followed the seed ceases to, or None."""
+    """The first mismatch of a path that followed the seed up to there and no more, or None."""
     peak = int(np.argmax(np.logaddexp.reduce(path.gains, axis=0)))
     in_step, rest = path.evidence(0, peak), path.evidence(peak, len(path.token_ids))
-    return peak if in_step >= THRESHOLD and rest < -THRESHOLD else None
+    if in_step < THRESHOLD or rest >= -THRESHOLD:
+        return None
+    return peak + int(np.argmin(path.scores.exact_match[peak:]))  # certain tokens in between say nothing
 
 
 def _near(mismatches: NDArray[np.int64], lost: int) -> list[int]:
@@ -293,6 +364,26 @@ def _near(mismatches: NDArray[np.int64], lost: int) -> list[int]:
     at = int(np.searchsorted(mismatches, lost))
     found = [int(mismatches[n]) for n in (at, at - 1, at + 1) if 0 <= n < len(mismatches)]
     return [place for place in found if abs(place - lost) <= NEAR]
+
+
+def _keeps_up(path: _Path, rival: _Path, branch: int, horizon: int) -> bool:
+    """Whether a rival is not behind at byte `horizon`, where a wrong one is, however much one unlikely match showed."""
+    (theirs,), (ours,) = (one.evidence_to(np.array([horizon]), branch) for one in (rival, path))
+    return bool(theirs >= ours)
+
+
+def _slips(path: _Path, first: int) -> list[tuple[int, int]]:
+    """Stretches out of step behind shown evidence: the first token (then the one before it) and the byte of the end."""
+    running, end = np.logaddexp.reduce(path.gains, axis=0), first
+    found: list[tuple[int, int]] = []
+    for wrong in map(int, np.flatnonzero(~path.scores.exact_match)):
+        after = running[wrong : wrong + WINDOW + 1]
+        low = int(np.argmin(after))
+        if wrong < end or path.evidence(0, wrong) < THRESHOLD or after[0] - after[low] < SLIP:
+            continue
+        end = wrong + low
+        found += [(place, path.start(end)) for place in (wrong, wrong - 1)]
+    return found
 
 
 def _contested(path: _Path, rival: _Path, branch: int, horizon: int) -> slice:

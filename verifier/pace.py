@@ -24,6 +24,17 @@ class Pace:
         self._tokens, self._most = tokens, most
         self._mean: float | None = None
         self._since, self._answers, self._done = now, 0, 0
+        self._speed: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Tokens of an answer with its prompt, lately; None before the first."""
+        return self._mean
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second of one batch at a time, lately; None before the first."""
+        return self._speed
 
     @property
     def jobs(self) -> int:
@@ -32,8 +43,11 @@ class Pace:
             return self._most
         return max(1, min(self._most, int(self._tokens / self._mean)))
 
-    def add(self, sizes: Sequence[int]) -> None:
-        """Answers of these many tokens, prompts included, are done."""
+    def add(self, sizes: Sequence[int], seconds: float = 0.0) -> None:
+        """Answers of these many tokens, prompts included, are done, after so many seconds."""
+        if sizes and seconds > 0:
+            speed = sum(sizes) / seconds
+            self._speed = speed if self._speed is None else 0.8 * self._speed + 0.2 * speed
         for size in sizes:
             self._mean = float(size) if self._mean is None else 0.9 * self._mean + 0.1 * size
         self._answers += len(sizes)

@@ -124,7 +124,7 @@ def _question(
     question = Question(exchange, index)
     try:
         prompt = asked.prompt_of(index)
-        question = replace(question, notes=_notes(prompt, choice))
+        question = replace(question, notes=_notes(prompt, choice) | _usage_note(exchange))
         aligned = _aligned(exchange, choice, prompt, tokenizer)
         reference.check(index, TokenSequence(prompt.token_ids, aligned.token_ids))
     except Unsupported as refusal:
@@ -152,6 +152,16 @@ def _aligned(
 def _notes(prompt: Prompt, choice: Mapping[str, Any]) -> dict[str, Any]:
     notes: dict[str, Any] = {"prompt_differs": prompt.difference.to_dict()} if prompt.difference else {}
     return notes | ({"ids_from": choice["ids_from"]} if choice.get("ids_from") else {})
+
+
+def _usage_note(exchange: Exchange) -> dict[str, Any]:
+    """Where the server bills another number of tokens than its ids are; nothing is known of answers that were cut."""
+    told = (exchange.response.get("usage") or {}).get("completion_tokens")
+    ids = [choice.get("token_ids") for choice in exchange.response.get("choices") or []]
+    if told is None or exchange.outcome is not Outcome.COMPLETE or None in ids:
+        return {}
+    count = sum(map(len, ids))
+    return {} if told == count else {"usage_differs": {"completion_tokens": told, "token_ids": count}}
 
 
 def _told_claim(

@@ -8,8 +8,12 @@ tokens (the same answer twice): what comes back without scores is run once more 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -27,7 +31,11 @@ from verifier.sequences import TokenSequence
 
 EXTENSION = "verifier.reference_vllm_worker.ScoringExtension"
 KNOWN = "0.26 to 0.33"
-_LOGPROBS = 2**26  # prompt logprobs of one sequence: vLLM gives each as several Python objects
+LOOK_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
+_LOGPROBS = 2**25  # prompt logprobs of one sequence: some 150 bytes of Python objects each
+
+T = TypeVar("T")
 
 
 class VLLMEngine:
@@ -61,14 +69,16 @@ class VLLMEngine:
             "max_model_len": max_model_len, "gpu_memory_utilization": gpu_memory_utilization,
             "dtype": str(dtype).removeprefix("torch."), "enforce_eager": True, **own, **(vllm_kwargs or {}),
         }  # fmt: skip
+        others = {process.pid for process in active_children()}
         try:
             self.engine = vllm.LLM(model=str(path), **options)
         except torch.OutOfMemoryError as error:
             raise ReferenceUnreadable(f"{self.path.name} does not fit: raise gpu_memory_utilization") from error
         except Exception as error:
-            # vLLM raises what it likes; its own log tells more than its last exception.
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ReferenceUnreadable(f"vLLM {self.version} cannot serve {path}: {first}") from error
+            raise ReferenceUnreadable(f"vLLM {self.version} cannot serve {path}: {_cause(error)}") from error
+        self._processes = [process for process in active_children() if process.pid not in others]
+        # with the reference or with this process, whichever ends first
+        self.close = finalize(self, _shut_down, self.engine.llm_engine.engine_core)
         config = self.engine.llm_engine.model_config
         self.max_length: int = config.max_model_len
         self.width: int = config.get_vocab_size()
@@ -93,16 +103,24 @@ class VLLMEngine:
         for each in params:
             each.skip_clone = True  # vLLM would copy it, to be safe from changes that nobody makes
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        try:
-            return list(self.engine.generate(inputs, list(params), use_tqdm=False))
-        except Exception as error:
-            raise self._lost(error) from error
+        return self._asked(lambda: list(self.engine.generate(inputs, list(params), use_tqdm=False)))
 
-    def _lost(self, error: Exception) -> Exception:
-        """ReferenceLost where vLLM's engine has died, else the error itself."""
-        if type(error).__name__ in {"EngineDeadError", "EngineCoreError"}:
-            return ReferenceLost(f"vLLM's engine for {self.path.name} has died; its own log says why")
-        return error
+    def _told(self, method: str, *args: Any) -> list[Any]:
+        """What each of vLLM's workers answers to a call of ScoringExtension's. Raises ReferenceLost."""
+        return self._asked(lambda: list(self.engine.collective_rpc(method, args=args)))
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What the engine answers. Raises ReferenceLost if it is gone: vLLM would wait for a killed one forever."""
+        answer: Future[T] = Future()
+        Thread(target=_answer, args=(answer, ask), daemon=True).start()
+        while not wait([answer], timeout=LOOK_SECONDS).done:
+            if not all(process.is_alive() for process in self._processes):
+                wait([answer], timeout=LOOK_SECONDS)  # its last words
+                break
+        error = answer.exception() if answer.done() else None
+        if not answer.done() or type(error).__name__ in {"EngineDeadError", "EngineCoreError"}:
+            raise ReferenceLost(f"vLLM's engine for {self.path.name} has died; its own log says why") from error
+        return answer.result()
 
 
 class VLLMReference(VLLMEngine):
@@ -114,12 +132,24 @@ class VLLMReference(VLLMEngine):
 
     def __init__(self, path: str | Path, **options: Any) -> None:
         super().__init__(path, worker_extension_cls=EXTENSION, **options)
-        for complaint in self.engine.collective_rpc("start_scoring", args=(list(self.end_token_ids), self.width)):
-            if complaint:
-                raise ReferenceUnreadable(
-                    f"vLLM {self.version} is not built as the versions we know, {KNOWN} ({complaint}): install one of "
-                    "them, or take backend 'vllm-logprobs', which is slow, or 'transformers'"
-                )
+        complaints = self._told("start_scoring", list(self.end_token_ids), self.width)
+        complaint = next(filter(None, complaints), "") or self._trial()
+        if complaint:
+            raise ReferenceUnreadable(
+                f"vLLM {self.version} is not built as the versions we know, {KNOWN} ({complaint}): install one of "
+                "them, or take backend 'vllm-logprobs', which is slow, or 'transformers'"
+            )
+
+    def _trial(self) -> str:
+        """What goes wrong with a first answer; empty if nothing does."""
+        claim = Claim(TokenSequence([0, 0], [0, 0]), 0, SamplingParams(temperature=0.0), GREEDY)
+        try:
+            self.scores([claim])
+        except ReferenceLost:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:
         """Logits of every output token of `sequences`, each of which has passed `check`.
@@ -131,7 +161,7 @@ class VLLMReference(VLLMEngine):
                 continue
             claim = Claim(sequence, 0, SamplingParams(temperature=0.0), GREEDY)
             self._run([claim], [0], read_cache=False, raw=True)
-            found = max(self.engine.collective_rpc("take_logits"), key=len)
+            found = max(self._told("take_logits"), key=len)
             for _number, first, dtype, data in sorted(found):
                 yield LogitRows(number, first, unpacked_logits(dtype, data, self.width))
 
@@ -169,7 +199,7 @@ class VLLMReference(VLLMEngine):
     def _take(self, columns: list[np.ndarray[Any, Any]]) -> None:
         """Put all scores that the worker has into their places."""
         # Every tensor-parallel rank has the same scores, and earlier pipeline ranks have none.
-        found: list[tuple[int, int, bytes]] = max(self.engine.collective_rpc("take_scores"), key=len)
+        found: list[tuple[int, int, bytes]] = max(self._told("take_scores"), key=len)
         for number, first, data in found:
             part = np.frombuffer(data, np.float32).reshape(-1, len(COLUMNS))
             columns[number][first : first + len(part)] = part
@@ -186,24 +216,60 @@ class VLLMLogprobsReference(VLLMEngine):
 
     def check(self, number: int, sequence: TokenSequence, limit: int | None = None) -> None:
         """As VLLMEngine.check; longer sequences than prompt logprobs allow are refused too."""
-        super().check(number, sequence, min(limit or self.max_length, _LOGPROBS // self.width))
+        # vLLM draws one more token, and the last of ours is part of what it is asked.
+        longest = min(self.max_length - 1, _LOGPROBS // self.width)
+        super().check(number, sequence, min(limit or longest, longest))
 
     def logits(self, sequences: Sequence[TokenSequence]) -> Iterator[LogitRows]:
         """Logits of every output token of `sequences`, each of which has passed `check`."""
-        params = self._params(max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=-1)
+        # flat: as lists of numbers. An object for each of ten million logits keeps the garbage collector busy.
+        params = self._params(
+            max_tokens=1, temperature=0.0, detokenize=False, prompt_logprobs=-1, flat_logprobs=True
+        )
         for number, sequence in enumerate(sequences):
             if sequence.output_token_ids:
                 start = len(sequence.prompt_token_ids)
                 tokens = sequence.prompt_token_ids + sequence.output_token_ids
                 (output,) = self._prefill([tokens], [params])
-                yield LogitRows(number, 0, self._rows(output.prompt_logprobs[start:]))
+                yield LogitRows(number, 0, self._rows(output.prompt_logprobs, start))
 
-    def _rows(self, positions: Sequence[Mapping[int, Any]]) -> torch.Tensor:
-        """Logits [R, V] from one mapping of token ids to logprobs for each row."""
-        rows = torch.full((len(positions), self.width), -torch.inf)
-        for row, position in zip(rows, positions, strict=True):
-            row[torch.tensor(list(position))] = torch.tensor([entry.logprob for entry in position.values()])
+    def _rows(self, flat: Any, start: int) -> torch.Tensor:
+        """Logits [R, V] from vLLM's FlatLogprobs, whose first `start` positions are the prompt's."""
+        spans = list(zip(flat.start_indices, flat.end_indices, strict=True))[start:]
+        rows = torch.full((len(spans), self.width), -torch.inf)
+        for row, (first, last) in zip(rows, spans, strict=True):
+            row[torch.tensor(flat.token_ids[first:last])] = torch.tensor(flat.logprobs[first:last])
         return rows
+
+
+def _shut_down(core: Any) -> None:
+    """End the engine's processes and the thread that reads from them.
+
+    vLLM does not wait for that thread (0.26 to 0.33). It may hold tensors of the last answer, and where the interpreter
+    ends before it, torch aborts the process while it frees them.
+    """
+    core.shutdown()
+    reader: Thread | None = getattr(core, "output_queue_thread", None)
+    if reader is not None:
+        reader.join(LEAVE_SECONDS)
+
+
+def _answer(answer: Future[T], ask: Callable[[], T]) -> None:
+    try:
+        answer.set_result(ask())
+    except BaseException as error:
+        answer.set_exception(error)
+
+
+def _cause(error: Exception) -> str:
+    """Why an engine did not start, in one line: vLLM raises what it likes, and its own log tells more."""
+    said = " ".join((str(error) or type(error).__name__).split())
+    if "initialization failed" not in said:
+        return said[:400]
+    return (
+        "its engine did not start, and the log above says why; where memory is short, change gpu_memory_utilization or "
+        "lower max_model_len"
+    )
 
 
 def _end_token_ids(config: Any) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class AuditedAnswer:
         retokenized: the ids were found from the text.
         prompt_differs: the provider's prompt tokens are not those of the messages.
         other_sampler: another sampler than the configured one drew it (`verifier.stream_identity`).
+        ambiguous_tokens: those that the text leaves open; they are in no score.
     """
 
     scores: SequenceScores | None
@@ -45,6 +46,7 @@ class AuditedAnswer:
     retokenized: bool = False
     prompt_differs: bool = False
     other_sampler: bool = False
+    ambiguous_tokens: int = 0
 
     @classmethod
     def of(cls, scores: TokenScores, sampling: Mapping[str, float] | None) -> AuditedAnswer:
@@ -66,6 +68,7 @@ class StreamState:
         skipped: audits that gave no or only seed-free evidence, by reason.
         prompts_differ: answers whose prompt tokens were not those of the messages.
         retokenized: some ids were found from the text.
+        ambiguous_tokens: those that no detector judged, as the text leaves them open.
     """
 
     evidence: Evidence = field(default_factory=start)
@@ -77,6 +80,7 @@ class StreamState:
     skipped: Mapping[str, int] = field(default_factory=dict)
     prompts_differ: int = 0
     retokenized: bool = False
+    ambiguous_tokens: int = 0
 
     @classmethod
     def begun(cls, alpha: float) -> StreamState:
@@ -85,9 +89,10 @@ class StreamState:
 
     def after(self, audit: AuditedAnswer, band: Band) -> StreamState:
         """With one more audit; `band` is the same throughout."""
+        state = replace(self, ambiguous_tokens=self.ambiguous_tokens + audit.ambiguous_tokens)
         if audit.scores is None or not len(audit.scores.entropy):
-            return self._skipping(audit.refusal or "every_token_ambiguous")
-        state = replace(self, retokenized=self.retokenized or audit.retokenized)
+            return state._skipping(audit.refusal or "every_token_ambiguous")
+        state = replace(state, retokenized=self.retokenized or audit.retokenized)
         detectors = band.applicable(audit.sampling)
         why_not = _why_not_seeded(audit)
         if why_not is not None:
@@ -97,15 +102,15 @@ class StreamState:
             state = replace(state, prompts_differ=state.prompts_differ + 1)
         else:
             state = state._linked_by(audit)
-        scores = audit.scores
+        followed = len(audit.prob)
         if why_not is None and linkage.is_drawn(audit.prob):
-            scores = scores.first(linkage.followed_tokens(scores.exact_match, audit.prob))
-            state = state if len(scores.entropy) == len(audit.prob) else state._skipping(NOISE_LOST)
-        evidence = state.evidence.update(scores, band, detectors)
+            followed = linkage.followed_tokens(audit.scores.exact_match, audit.prob)
+            state = state if followed == len(audit.prob) else state._skipping(NOISE_LOST)
+        evidence = state.evidence.update(audit.scores, band, detectors, followed=followed)
         return replace(
             state,
             evidence=evidence,
-            drift=state.drift.update(scores, band, detectors),
+            drift=state.drift.update(audit.scores, band, detectors, followed=followed),
             convicted=state.convicted or (state.linked and evidence.all.decided_at is not None),
         )
 
@@ -126,6 +131,7 @@ class StreamState:
             prompts_differ=self.prompts_differ,
             drift=self.drift,
             retokenized=self.retokenized,
+            ambiguous_tokens=self.ambiguous_tokens,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def audited_answer(audit: Audit) -> AuditedAnswer:
         retokenized=audit.token_source is TokenSource.RETOKENIZED,
         prompt_differs=prompt_differs,
         other_sampler=bool(audit.notes.get("other_sampler")),
+        ambiguous_tokens=audit.ambiguous_tokens,
     )
 
 

@@ -30,7 +30,8 @@ FEWEST_REQUESTS = 5
 NOT_FOLLOWED, NOISE_LOST = "sampler_not_followed", "noise_lost"
 """Reasons why seeded detectors set an answer, or its end, aside."""
 LARGEST_SET_ASIDE = 0.1
-"""Share of the requests; a cheat may hide in answers that follow no noise."""
+"""Share of the requests whose answers follow no noise to their end, and of the tokens that the text leaves open
+(honest: 0.0003): a cheat may hide in them."""
 INTERVAL_ALPHA = 0.05
 
 
@@ -109,6 +110,7 @@ def judge(
     prompts_differ: int = 0,
     drift: Drift | None = None,
     retokenized: bool = False,
+    ambiguous_tokens: int = 0,
 ) -> Verdict:
     """The verdict on a stream.
 
@@ -121,12 +123,14 @@ def judge(
         prompts_differ: used requests whose prompt tokens were not those of the claimed messages.
         drift: the stream's CUSUM, if it is watched.
         retokenized: token ids were found from the text, not given by the provider.
+        ambiguous_tokens: judged by no detector, as the text does not tell which they are.
     """
     skipped = dict(skipped or {})
     total = evidence.all if identified else evidence.seed_free
     used = tuple(name for name in NAMES if evidence.counts[name] and (identified or name in SEED_FREE))
     powers = tuple(_fault_powers(evidence, band, used))
-    word, reasons = _word(evidence, total, identified, unidentified_reason, skipped, powers)
+    hidden = ambiguous_tokens > LARGEST_SET_ASIDE * (evidence.tokens + ambiguous_tokens)
+    word, reasons = _word(evidence, total, identified, unidentified_reason, skipped, powers, hidden)
     effects = tuple(_effect(name, evidence, band) for name in NAMES if evidence.counts[name])
     if word == "deviates":
         reasons += tuple(e.detector for e in sorted(effects, key=lambda e: -e.log_e) if _speaks(e, used, evidence))
@@ -155,7 +159,7 @@ def judge(
 
 def _word(
     evidence: Evidence, total: Total, identified: bool, why_not: str, skipped: Mapping[str, int],
-    powers: tuple[FaultPower, ...],
+    powers: tuple[FaultPower, ...], hidden: bool,
 ) -> tuple[str, tuple[str, ...]]:  # fmt: skip
     if total.decided_at is not None:
         return "deviates", () if identified else ("seed_free_evidence", why_not)
@@ -164,17 +168,18 @@ def _word(
         return ("unsupported", by_count) if skipped else ("inconclusive", ("no_data",))
     if not identified:
         return "unsupported", (why_not,)
-    lacking = _lacking(evidence, total, powers, skipped.get(NOT_FOLLOWED, 0) + skipped.get(NOISE_LOST, 0))
+    set_aside = skipped.get(NOT_FOLLOWED, 0) + skipped.get(NOISE_LOST, 0)
+    lacking = _lacking(evidence, total, powers, hidden or set_aside > LARGEST_SET_ASIDE * evidence.sequences)
     return ("inconclusive", (lacking,)) if lacking else ("consistent", ("within_band",))
 
 
-def _lacking(evidence: Evidence, total: Total, powers: tuple[FaultPower, ...], set_aside: int) -> str | None:
+def _lacking(evidence: Evidence, total: Total, powers: tuple[FaultPower, ...], may_hide: bool) -> str | None:
     """Code of what `consistent` still lacks."""
     if total.log_e > -math.log(evidence.alpha) / 2:
         return "evidence_growing"
     if evidence.sequences < FEWEST_REQUESTS:
         return "too_few_requests"
-    if set_aside > LARGEST_SET_ASIDE * evidence.sequences:
+    if may_hide:
         return "too_many_set_aside"
     weak = any(entry.power < POWER for entry in powers if entry.fault in RULED_OUT)
     return "too_few_tokens" if weak else None
@@ -249,7 +254,7 @@ def _hint(evidence: Evidence, band: Band, prompts_differ: int) -> str:
     if prompts_differ:
         return "another chat template or a hidden system prompt: the provider's prompt tokens differ"
     means = {name: evidence.sums[name] / evidence.counts[name] for name in NAMES if evidence.counts[name]}
-    return f"nearest named fault: {nearest(means, band)}"
+    return f"nearest named fault: {' or '.join(nearest(means, band))}"
 
 
 def _assumptions(band: Band, identified: bool, retokenized: bool, evidence: Evidence) -> tuple[str, ...]:

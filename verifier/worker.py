@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 
@@ -20,7 +21,7 @@ from storage.models import Exchange
 from storage.streams import StreamKey
 from verifier import streams
 from verifier.auditor import Results
-from verifier.errors import ReferenceLost, ReferenceUnreadable
+from verifier.errors import ExecutorLost, ReferenceLost, ReferenceUnreadable
 from verifier.executor import Executor
 from verifier.pace import Pace, size_of
 
@@ -43,16 +44,17 @@ class Worker:
         batch: jobs per claim, at most.
         batch_tokens: tokens of prompts and answers per claim, as far as earlier answers tell.
         lanes: claims worked on at a time: while one is on the reference, others are read, tokenized and stored.
+        reference: claim only jobs of this one.
         memory: tells what the GPU holds, for the log.
     """
 
     def __init__(
         self, database: Database, executor: Executor, *, name: str, batch: int = 8, batch_tokens: int = 65_536,
-        lanes: int = 1, memory: Callable[[], str] = str,
+        lanes: int = 1, reference: str | None = None, memory: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self._database, self._executor, self._name, self._lanes = database, executor, name, lanes
-        self._memory = memory
-        self._pace = Pace(tokens=batch_tokens, most=batch, now=_now())
+        self._reference, self._memory = reference, memory
+        self.pace = Pace(tokens=batch_tokens, most=batch, now=_now())
 
     async def run(self, *, until_empty: bool = False) -> None:
         """Work until cancelled, or until no job is left to claim; an error of one lane ends them all."""
@@ -68,7 +70,7 @@ class Worker:
         while True:
             try:
                 worked = await self.step()
-            except DatabaseUnreachable as error:
+            except (DatabaseUnreachable, ExecutorLost) as error:
                 logger.warning("%s; trying again in %.0f s", error, AWAY_SECONDS)
                 await asyncio.sleep(AWAY_SECONDS)
                 continue
@@ -79,10 +81,16 @@ class Worker:
             await asyncio.sleep(IDLE_SECONDS)
 
     async def step(self) -> int:
-        """Claim and finish one batch; returns how many jobs it held."""
+        """Claim and finish one batch; returns how many jobs it held.
+
+        Raises:
+            ExecutorLost: nobody can audit now; the jobs were given back.
+        """
         async with self._database.writing() as session:
             await jobs.release_stalled(session, now=_now(), max_attempts=MAX_ATTEMPTS)
-            claims = await jobs.claim(session, worker=self._name, limit=self._pace.jobs, lease=LEASE, now=_now())
+            claims = await jobs.claim(
+                session, worker=self._name, limit=self.pace.jobs, lease=LEASE, now=_now(), reference=self._reference
+            )
         if not claims:
             return 0
         try:
@@ -90,12 +98,13 @@ class Worker:
             for reference in sorted({claim.reference for claim in claims}):
                 batch = [claim for claim in claims if claim.reference == reference and claim.exchange_id in found]
                 async with self._kept_alive(batch):
-                    asked = [found[claim.exchange_id] for claim in batch]
+                    asked, begun = [found[claim.exchange_id] for claim in batch], time.monotonic()
                     results = await self._executor.audit(reference, asked, now=_now())
+                    seconds = time.monotonic() - begun
                 await self._finish(batch, results)
                 done = [exchange for exchange in asked if not isinstance(results[exchange.id], Exception)]
-                self._pace.add([size_of(exchange.request, exchange.response) for exchange in done])
-        except asyncio.CancelledError:
+                self.pace.add([size_of(exchange.request, exchange.response) for exchange in done], seconds)
+        except (asyncio.CancelledError, ExecutorLost):
             await self._give_back(claims)
             raise
         await self._tell()
@@ -114,17 +123,17 @@ class Worker:
         return found
 
     async def _give_back(self, claims: Sequence[Claim]) -> None:
-        """For a worker that stops: others need not wait for the leases' end. What is finished stays so."""
+        """For a worker that stops or cannot audit: others need not wait for the leases' end. What is done stays so."""
         with contextlib.suppress(StorageError):
             async with self._database.writing() as session:
                 await jobs.give_back(session, claims)
 
     async def _tell(self) -> None:
-        if self._pace.is_due(_now()):
+        if self.pace.is_due(_now()):
             async with self._database.reading() as session:
                 backlog = await jobs.pending(session)
             waiting = backlog.todo + backlog.leased
-            logger.info(self._pace.told(_now(), waiting=waiting, oldest=backlog.oldest, memory=self._memory()))
+            logger.info(self.pace.told(_now(), waiting=waiting, oldest=backlog.oldest, memory=self._memory()))
 
     async def _finish(self, batch: Sequence[Claim], results: Results) -> None:
         """Store what was found. While the database is away it waits here, rather than to be found again."""

@@ -1,6 +1,6 @@
 """Exchanges under load while proxies, writers and workers are killed, the database stops and a disk is full.
 
-    python -m bench.chaos [--exchanges 100000] [--kills 100] [--database postgres|sqlite] [--json FILE]
+    python -m bench.chaos [--exchanges 100000] [--kills 100] [--database postgres sqlite] [--json FILE]
 
 Two proxies (`seedproof serve`, strict, fail_closed, writer apart), two writers (`seedproof writer`, one in reserve)
 and two workers, each started again when it dies. `--kills` times one of them gets SIGKILL, and a tenth as often
@@ -11,6 +11,8 @@ empties it.
 An exchange is acknowledged when its client has received the whole answer. At the end all of those must be in the
 database, once, and every exchange must have one end. The provider is `bench.gateway.provider` (canned answers), the
 worker `bench.chaos.worker` (the shipped worker; no model). Exit status 1 where anything is lost, doubled or unfinished.
+
+FILE holds the counts of all databases together, and under `runs` those of each; a run of one takes its place there.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,9 @@ from storage.database import open_database
 from storage.journal import segments
 from tests.databases import PostgresServer, find_postgres, postgres_server
 
+COUNTS = ("acknowledged", "lost", "duplicated", "unfinished")
 CLIENTS = 32
-SETTLE_SECONDS = 600.0
+SETTLE_SECONDS = 120.0
 CONFIG = """
 listen = "127.0.0.1:{port}"
 store = "{store}"
@@ -111,24 +114,37 @@ class Stage:
 async def main() -> int:
     args = arguments()
     os.environ["CHAOS_SEED"] = "a seed secret for chaos, quite long"
+    failed = False
+    for kind in args.database:
+        told = await measured(kind, args)
+        print(json.dumps(told, indent=1), flush=True)
+        failed = failed or any(told[name] for name in COUNTS[1:])
+        if args.json:
+            save(Path(args.json), kind, told)
+    return int(failed)
+
+
+async def measured(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One run against a new database of that kind."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         place = tempfile.TemporaryDirectory(prefix="seedproof-chaos-", dir=args.directory)
         directory = Path(stack.enter_context(place))
-        server = postgres(stack) if args.database == "postgres" else None
+        server = postgres(stack) if kind == "postgres" else None
         store = f"postgresql://postgres@/postgres?host={server.home}" if server else f"sqlite:///{directory}/audit.db"
         async with open_database(store):
             pass
         told = await run(Stage(directory, store, args), server)
         if args.keep_logs:
             for log in directory.glob("*.log"):
-                (Path(args.keep_logs) / log.name).write_bytes(log.read_bytes())
-    told = {**told, "database": args.database, "seconds": round(time.monotonic() - started, 1), **circumstances()}
-    line = json.dumps(told, indent=1)
-    print(line)
-    if args.json:
-        Path(args.json).write_text(line + "\n")
-    return int(any(told[name] for name in ("lost", "duplicated", "unfinished")))
+                (Path(args.keep_logs) / f"{kind}-{log.name}").write_bytes(log.read_bytes())
+    return {**told, "seconds": round(time.monotonic() - started, 1), **circumstances()}
+
+
+def save(path: Path, kind: str, told: dict[str, Any]) -> None:
+    runs = {**(json.loads(path.read_text()).get("runs", {}) if path.is_file() else {}), kind: told}
+    totals = {name: sum(one[name] for one in runs.values()) for name in COUNTS}
+    path.write_text(json.dumps({**totals, "runs": runs}, indent=1) + "\n")
 
 
 def postgres(stack: contextlib.ExitStack) -> PostgresServer:
@@ -237,24 +253,31 @@ async def settled(stage: Stage) -> None:
     await asyncio.gather(*(proxy.stop() for proxy in stage.proxies))
     await emptied(stage.journal)
     async with open_database(stage.store) as database:
-        async for _ in ticking("the workers did not finish"):
+
+        async def jobs() -> int:
             async with database.reading() as session:
-                if not await waiting(session):
-                    return
+                return await waiting(session)
+
+        await none_left(jobs, "the workers did not finish")
 
 
 async def emptied(journal: Path) -> None:
-    async for _ in ticking(f"{journal} was not emptied"):
-        if not segments(journal):
+    async def files() -> int:
+        return len(segments(journal))
+
+    await none_left(files, f"{journal} was not emptied")
+
+
+async def none_left(count: Callable[[], Awaitable[int]], failure: str) -> None:
+    """Until nothing is left, or what is left has not become less for SETTLE_SECONDS."""
+    least, until = 2**63, 0.0
+    while left := await count():
+        if left < least:
+            least, until = left, time.monotonic() + SETTLE_SECONDS
+        elif time.monotonic() > until:
+            say(failure)
             return
-
-
-async def ticking(failure: str) -> AsyncIterator[None]:
-    until = time.monotonic() + SETTLE_SECONDS
-    while time.monotonic() < until:
-        yield
         await asyncio.sleep(0.2)
-    say(failure)
 
 
 async def reachable(*ports: int) -> None:
@@ -277,7 +300,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exchanges", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--database", choices=["postgres", "sqlite"], default="postgres")
+    kinds = ["postgres", "sqlite"]
+    parser.add_argument("--database", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--database-stop", type=float, default=60.0, metavar="SECONDS")
     parser.add_argument("--audit-rate", type=float, default=0.25)
     parser.add_argument("--byte-step", type=int, default=1, help="clients leave at every so many bytes of an answer")

@@ -7,14 +7,24 @@ import contextlib
 import sys
 
 import atheris
+import orjson
 
 with atheris.instrument_imports(include=["proxy"]):
-    from proxy import policy, protocol
+    from proxy import policy, protocol, unverifiable
     from proxy.config_upstreams import BOUNDS
     from proxy.errors import RequestError
     from proxy.sse import SSEFramer
     from proxy.transcript import Transcript
     from proxy.upstreams import DIALECTS, ForcedSampling, Mode, Model, Policy, Upstream
+
+
+FIELDS = sorted({
+    *unverifiable._NOT_REPLAYABLE, *unverifiable._NOT_REPLAYABLE_OFF, *BOUNDS, "seed", "n", "stop", "min_tokens",
+    "max_tokens", "max_completion_tokens", "tools", "tool_choice", "response_format", "reasoning", "provider",
+    "modalities", "thinking_token_budget", "prompt", "messages", "best_of", "suffix", "logprobs", "top_logprobs",
+    "return_token_ids",
+})
+WORDS = ["", "text", "auto", "none", "type", "function", "strict", "content", "max_tokens", "exclude", "only", "\u00e9"]
 
 
 def framer(data: bytes) -> None:
@@ -39,11 +49,35 @@ def folder(data: bytes) -> None:
             assert isinstance(folded["choices"], list)
 
 
+def body_of(drawn: "atheris.FuzzedDataProvider") -> bytes:
+    """A body of fields that somebody reads, each with any JSON value."""
+    fields = {"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x"}
+    for _ in range(drawn.ConsumeIntInRange(0, 6)):
+        fields[drawn.PickValueInList(FIELDS)] = value_of(drawn, 3)
+    return orjson.dumps(fields)
+
+
+def value_of(drawn: "atheris.FuzzedDataProvider", depth: int) -> object:
+    """Any JSON value that is nested at most `depth` times."""
+    kind = drawn.ConsumeIntInRange(0, 7 if depth else 5)
+    if kind < 3:
+        return (None, False, True)[kind]
+    if kind == 3:
+        return drawn.ConsumeIntInRange(-(2**62), 2**62)
+    if kind == 4:
+        return drawn.ConsumeRegularFloat()
+    if kind == 5:
+        return drawn.PickValueInList(WORDS)
+    values = [value_of(drawn, depth - 1) for _ in range(drawn.ConsumeIntInRange(0, 3))]
+    return values if kind == 6 else {drawn.PickValueInList(WORDS): value for value in values}
+
+
 def policies(data: bytes) -> None:
     """Any body is refused with a RequestError, or decided under every mode and written again."""
-    for endpoint in (protocol.CHAT, protocol.TEXT):
+    drawn = body_of(atheris.FuzzedDataProvider(data))
+    for endpoint, body in ((protocol.CHAT, data), (protocol.CHAT, drawn), (protocol.TEXT, drawn)):
         try:
-            request = protocol.parse(endpoint, data)
+            request = protocol.parse(endpoint, body)
         except RequestError:
             continue
         for kind in DIALECTS:
