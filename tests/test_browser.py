@@ -76,15 +76,22 @@ def dashboard_of(directory: Path, **more):
         process.stdout.close()
 
 
+def api_rows(shown, path: str) -> list[dict]:
+    """The rows that the dashboard's API tells."""
+    with urllib.request.urlopen(f"{shown.dashboard}/api/v1/{path}") as answer:
+        return json.load(answer)["rows"]
+
+
+def longest_answer(shown) -> dict:
+    """The audited 4-bit answer of most tokens: seeds are new in every run, so any answer may end early."""
+    return max(api_rows(shown, "exchanges?upstream=int4&auditing=verified"), key=lambda row: row["tokens"])
+
+
 def links(shown) -> list[str]:
     """A path of every kind of page, with a stream and an exchange that are there."""
-    api = f"{shown.dashboard}/api/v1"
-    with urllib.request.urlopen(f"{api}/streams.json") as answer:
-        streams = {row["upstream"]: row for row in json.load(answer)["rows"]}
-    with urllib.request.urlopen(f"{api}/exchanges?upstream=int4&auditing=verified") as answer:
-        exchange_id = json.load(answer)["rows"][0]["id"]
+    streams = {row["upstream"]: row for row in api_rows(shown, "streams.json")}
     key = urlencode({name: streams["int4"][name] for name in ("upstream", "model", "reference", "sampler")})
-    pages = ["", "/exchanges", f"/exchanges/{exchange_id}", f"/stream?{key}", "/alerts", "/settings"]
+    pages = ["", "/exchanges", f"/exchanges/{longest_answer(shown)['id']}", f"/stream?{key}", "/alerts", "/settings"]
     return [f"/dashboard{page}" for page in pages]
 
 
@@ -137,7 +144,8 @@ def test_filters_and_the_search_for_an_id_find_what_they_must(browser, shown):
         page.get_by_role("button", name="Filter").click()
         page.wait_for_url("**match_below=0.95**")
         upstreams = page.locator("tbody tr td:nth-child(3)").all_inner_texts()
-        assert len(upstreams) == 6
+        below = api_rows(shown, "exchanges?upstream=int4&match_below=0.95")
+        assert len(upstreams) == len(below) > 0
         assert all(text.startswith("int4") for text in upstreams)
         wanted = page.locator("tbody th a").first.inner_text()
         page.get_by_label("Id, its beginning").fill(wanted[9:])
@@ -153,10 +161,11 @@ def test_tokens_tell_their_detail_by_pointer_and_by_keyboard(browser, shown):
     with watched(browser, shown.dashboard) as seen:
         page = seen.open(links(shown)[2])
         texts = page.locator("#tokens .t").all_inner_texts()
-        assert len(texts) == 48
+        assert len(texts) == longest_answer(shown)["tokens"] > 8
         page.locator("#tokens .t").nth(4).hover()
         detail = page.locator("#token-detail")
         expect(detail).to_have_text(re.compile(r"Token 5\D"))
+        page.mouse.move(0, 0)  # else tokens that the focus scrolls under the pointer are pointed at
         page.locator("#tokens").focus()
         for _ in range(3):
             page.keyboard.press("ArrowRight")

@@ -123,7 +123,7 @@ async def test_deaths_of_a_worker_a_node_and_the_head_cost_no_audit_and_double_n
                 start_head(cluster)
                 for _ in range(2):
                     cluster.add_node(node_ip_address="127.0.0.1", num_cpus=2)
-                await asyncio.wait_for(working, 120)
+                await asyncio.wait_for(working, 300)
             finally:
                 working.cancel()
                 with suppress(asyncio.CancelledError):
@@ -179,7 +179,7 @@ async def test_jobs_wait_for_a_cluster_that_is_away_and_references_share_it(
         async with database.reading() as session:
             assert {job.state for job in await session.scalars(select(Job))} == {JobState.TODO}
         with ray_cluster(2):
-            await asyncio.wait_for(working, 120)
+            await asyncio.wait_for(working, 300)
         await exactly_once(database, 12)
     assert f"the Ray cluster at {ADDRESS} is there" in caplog.messages
     assert f"{tiny_directory}: 1 of 1 workers run" in caplog.messages
@@ -241,6 +241,6 @@ async def reverified(command):
     """What the command writes to stdout and stderr."""
     pipe = asyncio.subprocess.PIPE
     made = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    out, err = (part.decode() for part in await asyncio.wait_for(made.communicate(), 150))
+    out, err = (part.decode() for part in await asyncio.wait_for(made.communicate(), 300))
     assert made.returncode == 0, err
     return out, err

@@ -165,6 +165,7 @@ async def run(stage: Stage, server: PostgresServer | None) -> dict[str, Any]:
         ))
         signals, stopped = await trouble
         say("leaving at each byte")
+        await restarted(stage.targets)
         await reachable(args.port, args.port + 1)
         left = await leave_at_each_byte("127.0.0.1", args.port, seen, step=args.byte_step)
         disk = await full_disk(stage, server, seen)
@@ -278,6 +279,12 @@ async def none_left(count: Callable[[], Awaitable[int]], failure: str) -> None:
             say(failure)
             return
         await asyncio.sleep(0.2)
+
+
+async def restarted(services: list[Service]) -> None:
+    """Until none is left that got a signal: one that is ending still answers for a moment."""
+    while any(service.signalled for service in services):
+        await asyncio.sleep(0.1)
 
 
 async def reachable(*ports: int) -> None:
