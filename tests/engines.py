@@ -18,7 +18,7 @@ import pytest
 
 HERE = Path(__file__).parent
 DIRECTORY = Path(os.environ.get("SEEDPROOF_ENGINES") or Path.home() / ".cache" / "seedproof" / "engines")
-START_SECONDS = 240
+START_SECONDS = 600
 STOP_SECONDS = 30
 
 VLLM_ENVIRONMENT = {
