@@ -27,7 +27,7 @@ from bench.run import ROOT, save_case
 
 FILES = {"honest_bf16": "vllm@0.26.0/v1", "v2_plain": "vllm@0.26.0/v2", "int4": "vllm@0.26.0/v1"}
 EXACT = {"honest_bf16": (0.98, 1.0), "v2_plain": (0.985, 1.0), "int4": (0.0, 0.75)}
-# Two GPUs, or fused kernels, add a sum in another order than the provider's one GPU had, which ran eagerly.
+# Two GPUs add a sum in another order than the provider's one had; compiled kernels, most likely, than its eager ones.
 REORDERED = {"honest_bf16": (0.97, 1.0), "v2_plain": (0.97, 1.0), "int4": (0.0, 0.75)}
 ANOTHER = {"honest_bf16": (0.80, 0.96), "v2_plain": (0.75, 0.96), "int4": (0.0, 0.75)}
 FEW = {"honest_bf16": (0.96, 1.0), "v2_plain": (0.96, 1.0), "int4": (0.0, 0.8)}
